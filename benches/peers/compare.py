@@ -1,0 +1,193 @@
+"""Runs ours and its peers in turn and prints the ratios.
+
+    compare.py job CONFIG CLIPS_DIR MODEL_DIR --clipmill PATH [--resize pillow opencv] [--rounds 5]
+    compare.py preprocess FRAMES.i420 WIDTH HEIGHT [--size N] [--resize-to N] [--reps N] --ours CMD...
+
+`job` measures clips a CPU second of `clipmill run` and of pipeline.py, each a fresh process with a
+fresh output folder; CPU time is the kernel's account of the child, start-up included. For the peer
+it is also given without imports and loading the model, which ours is never forgiven: the
+`after load` ratio is the one least in our favour.
+
+`preprocess` runs CMD, which must print {"us_per_image": x} last, in turn with preprocess.py.
+
+A ratio above 1 is in our favour. `--json FILE` keeps all rounds. With noise from other programs
+the ratios within a round stay useful, the figures themselves do not.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+HERE = Path(__file__).parent
+#: 0: all indexed; 3: finished with rejects.
+FINISHED = {0, 3}
+
+Round = dict[str, dict[str, float]]
+
+
+def run_child(command: list[str], accepted: set[int]) -> tuple[str, float, float]:
+    """Output, CPU seconds and wall seconds of a command and its children."""
+    with tempfile.TemporaryFile("w+") as out:
+        start = time.perf_counter()
+        child = subprocess.Popen(command, stdout=out)
+        _, status, usage = os.wait4(child.pid, 0)
+        wall_s = time.perf_counter() - start
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode not in accepted:
+            raise SystemExit(f"{' '.join(command)}: exited with {child.returncode}")
+        out.seek(0)
+        return out.read(), usage.ru_utime + usage.ru_stime, wall_s
+
+
+def n_rows(folder: Path) -> int:
+    """Rows of all shards, from their footers."""
+    return sum(pq.read_metadata(p).num_rows for p in folder.glob("*.parquet"))
+
+
+def run_ours(args: argparse.Namespace, out_dir: Path) -> dict[str, float]:
+    command = [str(args.clipmill), "run", str(args.config),
+               "--set", f"input.clips={json.dumps(str(args.clips_dir.resolve()))}",
+               "--set", f"output.dir={json.dumps(str(out_dir))}"]
+    for pair in args.set:
+        command += ["--set", pair]
+    _, cpu_s, wall_s = run_child(command, FINISHED)
+    clips, frames = n_rows(out_dir / "clips"), n_rows(out_dir / "frames")
+    if clips == 0:
+        raise SystemExit(f"{args.config}: clipmill indexed no clip of {args.clips_dir}")
+    return {"clips": clips, "frames": frames, "cpu_s": cpu_s, "wall_s": wall_s}
+
+
+def run_peer(args: argparse.Namespace, resize: str, out_dir: Path) -> dict[str, float]:
+    command = [sys.executable, str(HERE / "pipeline.py"), str(args.clips_dir), str(args.model_dir),
+               str(out_dir), "--decoders", str(args.decoders), "--threads", str(args.threads),
+               "--batch", str(args.batch), "--resize", resize, "--json"]
+    out, cpu_s, wall_s = run_child(command, {0})
+    report = json.loads(out)
+    return {"clips": report["clips"], "frames": report["frames"], "cpu_s": cpu_s, "wall_s": wall_s,
+            "after_load_cpu_s": report["cpu_s"], "after_load_wall_s": report["wall_s"]}
+
+
+def job_round(args: argparse.Namespace) -> Round:
+    """One run of each, ours and the peers changing places from round to round."""
+    runs: Round = {}
+    names = ["clipmill", *args.resize]
+    for name in reversed(names) if args.round % 2 else names:
+        with tempfile.TemporaryDirectory(prefix="compare-") as temporary:
+            out_dir = Path(temporary) / "out"
+            runs[name] = run_ours(args, out_dir) if name == "clipmill" else run_peer(args, name, out_dir)
+    for name in args.resize:
+        for key in ("clips", "frames"):
+            if runs[name][key] != runs["clipmill"][key]:
+                print(f"warning: clipmill has {runs['clipmill'][key]:.0f} {key}, {name} {runs[name][key]:.0f}: "
+                      "not the same job", file=sys.stderr)
+    return runs
+
+
+def job_figures(runs: Round) -> dict[str, float]:
+    """Clips a second of CPU and wall time, and ours over each peer's."""
+    figures = {}
+    for name, run in sorted(runs.items()):
+        for key in ("cpu_s", "wall_s", "after_load_cpu_s", "after_load_wall_s"):
+            if key in run:
+                figures[f"{name}, clips / {key}"] = run["clips"] / run[key]
+    for name in [n for n in runs if n != "clipmill"]:
+        for key in ("cpu_s", "wall_s"):
+            ours = figures[f"clipmill, clips / {key}"]
+            figures[f"ours/{name} by {key}"] = ours / figures[f"{name}, clips / {key}"]
+            figures[f"ours/{name} by {key}, peer after load"] = ours / figures[f"{name}, clips / after_load_{key}"]
+    return figures
+
+
+def preprocess_round(args: argparse.Namespace) -> Round:
+    command = [sys.executable, str(HERE / "preprocess.py"), str(args.frames), str(args.width),
+               str(args.height), "--size", str(args.size), "--resize-to", str(args.resize_to),
+               "--reps", str(args.reps), "--json"]
+
+    def ours() -> dict[str, float]:
+        lines = run_child(args.ours, {0})[0].strip().splitlines()
+        return json.loads(lines[-1])
+
+    def peers() -> dict[str, float]:
+        return {k: v for k, v in json.loads(run_child(command, {0})[0]).items() if v is not None}
+
+    if args.round % 2:
+        theirs = peers()
+        return {"ours": ours(), "peers": theirs}
+    return {"ours": ours(), "peers": peers()}
+
+
+def preprocess_figures(runs: Round) -> dict[str, float]:
+    """Microseconds an image, and each peer's over ours."""
+    us = runs["ours"]["us_per_image"]
+    figures = {"ours, us an image": us}
+    figures |= {f"{name}, us an image": value for name, value in runs["peers"].items()}
+    # Speed over speed is time over time upside down.
+    figures |= {f"ours/{name}": value / us for name, value in runs["peers"].items()}
+    return figures
+
+
+def warm_cache(folder: Path) -> None:
+    """So that the first round does not pay for the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.read_bytes()
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="what", required=True)
+    job = commands.add_parser("job", help="the whole line, clips to Parquet")
+    for name in ("config", "clips_dir", "model_dir"):
+        job.add_argument(name, type=Path)
+    job.add_argument("--clipmill", type=Path, required=True, help="our binary, a release build")
+    job.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="passed on to clipmill")
+    job.add_argument("--resize", nargs="+", default=["pillow"], choices=["pillow", "torchvision", "opencv"])
+    job.add_argument("--decoders", type=int, default=2, help="the peer's")
+    job.add_argument("--threads", type=int, default=2, help="the peer's")
+    job.add_argument("--batch", type=int, default=8, help="the peer's")
+    pre = commands.add_parser("preprocess", help="frame to tensor, on one thread")
+    pre.add_argument("frames", type=Path)
+    pre.add_argument("width", type=int)
+    pre.add_argument("height", type=int)
+    pre.add_argument("--size", type=int, default=224)
+    pre.add_argument("--resize-to", type=int, default=224)
+    pre.add_argument("--reps", type=int, default=200)
+    for command in (job, pre):
+        command.add_argument("--rounds", type=int, default=5)
+        command.add_argument("--json", type=Path, metavar="FILE", help="keep all rounds here")
+    pre.add_argument("--ours", nargs=argparse.REMAINDER, required=True, metavar="CMD", help="must come last")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    one_round, figures_of = ((job_round, job_figures) if args.what == "job"
+                             else (preprocess_round, preprocess_figures))
+    if args.what == "job":
+        warm_cache(args.clips_dir)
+    rounds: list[Round] = []
+    for args.round in range(args.rounds):
+        rounds.append(one_round(args))
+        print(f"round {args.round + 1} of {args.rounds} done, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
+
+    figures = [figures_of(r) for r in rounds]
+    print(f"{'':46} {'min':>9} {'median':>9} {'max':>9}")
+    for name in sorted(figures[0], key=lambda n: n.startswith("ours/")):
+        values = [f[name] for f in figures]
+        print(f"{name:46} {min(values):9.2f} {statistics.median(values):9.2f} {max(values):9.2f}")
+    if args.json:
+        machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
+        args.json.write_text(json.dumps({"what": args.what, **machine, "rounds": rounds}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+//! HOW: pixels and pointers. All unsafe code of clipmill lives here.
+//!
+//! In reading order:
+//! - [`picture`]: a decoded picture's planes, borrowed, and what their numbers mean;
+//! - [`resample`]: antialiased filter weights, as Pillow computes them;
+//! - [`colour`]: YUV to RGB matrices from the standards' constants;
+//! - [`preprocess`]: picture → normalized planar tensor, fused in one pass;
+//! - [`lanes`]: the inner loops of it, portable and AVX2;
+//! - [`reference`](mod@reference): the same result in double precision, slow and plain;
+//! - [`dot`]: inner products with float16 rows, for search;
+//! - [`mapped_file`]: a file in memory, released behind the reader.
+//!
+//! Nothing here knows what a clip, a stage or a thread is.
+
+pub mod colour;
+pub mod dot;
+pub mod lanes;
+pub mod mapped_file;
+pub mod picture;
+pub mod preprocess;
+pub mod reference;
+pub mod resample;

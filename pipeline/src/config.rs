@@ -1,0 +1,241 @@
+//! TOML → [`Config`]; every rule about settings.
+//!
+//! Parse, then check, then open. Checking is pure: it touches no file, so the same text gives the
+//! same errors everywhere, and all of them at once. What a setting names (a folder, a model) is
+//! looked at when the run opens.
+
+mod reader;
+
+use std::{path::PathBuf, time::Duration};
+
+use kernels::picture::Matrix;
+use serde_json::{Map, Value};
+use stages::{clips::Label, decode::sample::Sampling};
+
+pub use reader::{Errors, Override};
+use reader::{Reader, Whole};
+
+/// All settings of a run, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file they came from.
+    pub file: String,
+    /// `[input]`
+    pub input: Input,
+    /// `output.dir`
+    pub output_dir: PathBuf,
+    /// `[sample]`
+    pub sampling: Sampling,
+    /// `[load]`
+    pub load: Load,
+    /// `[decode]`
+    pub decode: Decode,
+    /// `[encode]`
+    pub encode: Encode,
+    /// `[index]`
+    pub index: Index,
+    /// Every key with its value, and where the value came from.
+    pub settings: Vec<Setting>,
+}
+
+/// One key as the plan shows it.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// Such as `decode.workers`.
+    pub key: String,
+    /// Its value.
+    pub value: Value,
+    /// `default`, `--set`, or the line of the file.
+    pub from: String,
+}
+
+/// `[input]`
+#[derive(Clone, Debug)]
+pub struct Input {
+    /// Folder, glob, file or manifest.
+    pub clips: String,
+    /// Where labels come from.
+    pub label: Label,
+}
+
+/// `[load]`
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// Threads.
+    pub workers: usize,
+    /// Bytes of files read ahead of the decoders.
+    pub ahead_bytes: usize,
+}
+
+/// `[decode]`
+#[derive(Clone, Debug)]
+pub struct Decode {
+    /// Threads, each with a clip of its own.
+    pub workers: usize,
+    /// Threads inside each decoder; 0 leaves it to the decoder.
+    pub threads: u32,
+    /// Matrix of streams that name none.
+    pub matrix: Matrix,
+    /// Longest silence of a decoder.
+    pub stall: Duration,
+    /// Whether the good part of a damaged clip is kept.
+    pub keep_damaged: bool,
+    /// Bytes of frames ahead of the encoder.
+    pub ahead_bytes: usize,
+}
+
+/// `[encode]`
+#[derive(Clone, Debug)]
+pub struct Encode {
+    /// Name or folder.
+    pub model: String,
+    /// Threads with an engine each.
+    pub workers: usize,
+    /// Threads inside each engine.
+    pub threads: usize,
+    /// Frames of a run of the engine.
+    pub batch: usize,
+}
+
+/// `[index]`
+#[derive(Clone, Debug)]
+pub struct Index {
+    /// Rows after which a shard is published.
+    pub shard_rows: u64,
+    /// Whether the image tower's vectors are kept.
+    pub keep_image_embedding: bool,
+}
+
+/// Keys whose values the rows of a run depend on: a run goes on only with the same ones.
+const IDENTITY: &[&str] = &[
+    "input.clips",
+    "input.label",
+    "sample.every_ms",
+    "sample.fps",
+    "sample.count",
+    "sample.keyframes",
+    "sample.all",
+    "decode.matrix",
+    "decode.damaged",
+    "encode.model",
+    "index.keep_image_embedding",
+];
+
+const MIB: usize = 1 << 20;
+
+impl Config {
+    /// Reads and checks `text`, which came from `file`, under the `--set` overrides. `cores` is what
+    /// `0` workers stand for.
+    pub fn parse(file: &str, text: &str, overrides: &[Override], cores: usize) -> Result<Self, Errors> {
+        let mut r = Reader::new(file, text, overrides)?;
+        let clips = r.text("input.clips", None);
+        let label = r.text("input.label", Some("auto"));
+        let output_dir = r.text("output.dir", None);
+        let sampling = sampling(&mut r);
+        let load = Load {
+            workers: r.whole("load.workers", Whole { default: 1, least: 1, most: 64 }) as usize,
+            ahead_bytes: r.whole("load.ahead_mib", Whole { default: 64, least: 1, most: 1 << 20 }) as usize * MIB,
+        };
+        // No stage can use more threads than this many; a typing error should not start thousands.
+        let many = |default| Whole { default, least: 0, most: 256 };
+        let or_cores = |n: u64, auto: usize| if n == 0 { auto } else { n as usize };
+        r.choice("decode.backend", "auto", &["auto", "software"]);
+        let matrix = r.choice("decode.matrix", "bt601", &["bt601", "bt709", "bt2020"]);
+        let damaged = r.choice("decode.damaged", "keep", &["keep", "reject"]);
+        let decode = Decode {
+            workers: or_cores(r.whole("decode.workers", many(0)), cores),
+            threads: r.whole("decode.threads", many(1)) as u32,
+            matrix: [Matrix::Bt601, Matrix::Bt709, Matrix::Bt2020][matrix],
+            stall: Duration::from_secs(r.whole("decode.stall_s", Whole { default: 20, least: 1, most: 3600 })),
+            keep_damaged: damaged == 0,
+            ahead_bytes: r.whole("decode.ahead_mib", Whole { default: 64, least: 1, most: 1 << 20 }) as usize * MIB,
+        };
+        r.choice("encode.backend", "auto", &["auto", "onnx"]);
+        let model = r.text("encode.model", Some("efficientnet-lite0-minilm"));
+        let encode_workers = r.whole("encode.workers", many(0));
+        let encode_threads = r.whole("encode.threads", many(1));
+        let encode = Encode {
+            model,
+            // An engine a core, of one thread: threads that wait for one another lose the core to a decoder.
+            workers: or_cores(encode_workers, (cores / encode_threads.max(1) as usize).max(1)),
+            threads: or_cores(encode_threads, cores),
+            batch: r.whole("encode.batch", Whole { default: 8, least: 1, most: 1024 }) as usize,
+        };
+        let index = Index {
+            shard_rows: r.whole("index.shard_rows", Whole { default: 100_000, least: 1, most: 100_000_000 }),
+            keep_image_embedding: r.flag("index.keep_image_embedding", false),
+        };
+        let settings = r.finish()?;
+        Ok(Self {
+            file: file.to_owned(),
+            input: Input { clips, label: label_rule(&label) },
+            output_dir: output_dir.into(),
+            sampling,
+            load,
+            decode,
+            encode,
+            index,
+            settings,
+        })
+    }
+
+    /// The settings that a run's rows depend on.
+    pub fn identity(&self) -> Map<String, Value> {
+        let own = self.settings.iter().filter(|s| IDENTITY.contains(&s.key.as_str()));
+        own.map(|s| (s.key.clone(), s.value.clone())).collect()
+    }
+}
+
+/// The sampling rule in a run's recorded settings, for queries by clip.
+pub fn recorded_sampling(settings: &Map<String, Value>) -> Option<Sampling> {
+    let get = |key: &str| settings.get(&format!("sample.{key}"));
+    if let Some(ms) = get("every_ms").and_then(Value::as_u64) {
+        return Some(Sampling::EveryMs(ms));
+    }
+    if let Some(fps) = get("fps").and_then(Value::as_f64) {
+        return Some(Sampling::Fps(fps));
+    }
+    if let Some(n) = get("count").and_then(Value::as_u64) {
+        return Some(Sampling::Count(n as u32));
+    }
+    let is_true = |key: &str| get(key).and_then(Value::as_bool) == Some(true);
+    if is_true("keyframes") {
+        Some(Sampling::Keyframes)
+    } else {
+        is_true("all").then_some(Sampling::All)
+    }
+}
+
+fn label_rule(label: &str) -> Label {
+    match label {
+        "auto" => Label::Auto,
+        "none" => Label::None,
+        "parent" => Label::Parent,
+        column => Label::Column(column.to_owned()),
+    }
+}
+
+/// Exactly one of the `[sample]` keys; `every_ms = 500` where there is none.
+fn sampling(r: &mut Reader<'_>) -> Sampling {
+    const DAY_MS: u64 = 86_400_000;
+    // One on the command line replaces the one in the file.
+    r.overrides_replace("sample.");
+    let rules = [
+        r.optional_whole("sample.every_ms", 1, DAY_MS).map(|ms| ("sample.every_ms", Sampling::EveryMs(ms))),
+        r.optional_number("sample.fps", 0.001, 1000.0).map(|fps| ("sample.fps", Sampling::Fps(fps))),
+        r.optional_whole("sample.count", 1, 1_000_000).map(|n| ("sample.count", Sampling::Count(n as u32))),
+        r.optional_flag("sample.keyframes").filter(|on| *on).map(|_| ("sample.keyframes", Sampling::Keyframes)),
+        r.optional_flag("sample.all").filter(|on| *on).map(|_| ("sample.all", Sampling::All)),
+    ];
+    let mut given: Vec<(&str, Sampling)> = rules.into_iter().flatten().collect();
+    if given.len() > 1 {
+        let names: Vec<&str> = given.iter().map(|(name, _)| *name).collect();
+        r.error(given[1].0, &format!("only one rule can choose the frames, but there are {}", names.join(" and ")));
+    }
+    if given.is_empty() {
+        const DEFAULT_MS: u64 = 500;
+        r.note_default("sample.every_ms", DEFAULT_MS.into());
+        return Sampling::EveryMs(DEFAULT_MS);
+    }
+    given.remove(0).1
+}

@@ -1,0 +1,113 @@
+//! The `doctor` command: what this machine has, what is missing, and how to get it.
+
+use std::path::Path;
+
+use gstreamer as gst;
+use stages::{encode, encode::joint::JointSpace, model::Home};
+
+/// One line of the diagnosis.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    /// Whether clipmill can do its main job with this as it is.
+    pub state: State,
+    /// What was looked at.
+    pub what: String,
+    /// What was found, or the cure.
+    pub told: String,
+}
+
+/// Of a finding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Here.
+    Here,
+    /// Missing, and some clips or features do without it.
+    Optional,
+    /// Missing, and nothing works without it.
+    Needed,
+}
+
+/// GStreamer elements, by the Debian package that brings them; the first ones are needed by all runs.
+const ELEMENTS: &[(&str, &str, bool, &[&str])] = &[
+    ("GStreamer core", "gstreamer1.0-plugins-base", true, &["appsrc", "appsink", "decodebin3", "videoconvert"]),
+    ("MP4, AVI, Matroska, FLV", "gstreamer1.0-plugins-good", true, &["qtdemux", "avidemux", "matroskademux", "flvdemux"]),
+    (
+        "H.264, H.265, MPEG-4, VP8, VP9",
+        "gstreamer1.0-libav",
+        true,
+        &["avdec_h264", "avdec_h265", "avdec_mpeg4", "avdec_vp8", "avdec_vp9", "avdec_mjpeg", "avdemux_gif"],
+    ),
+    (
+        "transport streams, parsers, AV1, MXF",
+        "gstreamer1.0-plugins-bad",
+        false,
+        &["tsdemux", "mpegpsdemux", "mxfdemux", "h264parse", "h265parse", "av1dec", "av1parse"],
+    ),
+    ("Windows Media, RealMedia", "gstreamer1.0-plugins-ugly", false, &["asfdemux", "rmdemux"]),
+    ("Ogg Theora", "gstreamer1.0-plugins-base", false, &["oggdemux", "theoradec"]),
+];
+
+/// Looks at everything.
+pub fn examine(home: &Home) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut add = |state, what: &str, told: String| findings.push(Finding { state, what: what.to_owned(), told });
+    match gst::init() {
+        Ok(()) => add(State::Here, "GStreamer", gst::version_string().to_string()),
+        Err(e) => add(State::Needed, "GStreamer", format!("does not start: {e}; apt-get install libgstreamer1.0-0")),
+    }
+    for (what, package, is_needed, elements) in ELEMENTS {
+        let missing: Vec<&str> =
+            elements.iter().copied().filter(|e| gst::ElementFactory::find(e).is_none()).collect();
+        if missing.is_empty() {
+            add(State::Here, what, elements.join(", "));
+        } else {
+            let state = if *is_needed { State::Needed } else { State::Optional };
+            add(state, what, format!("lacks {}; apt-get install {package}", missing.join(", ")));
+        }
+    }
+    let library = home.onnxruntime();
+    match encode::onnx::version(&library) {
+        Ok(version) => add(State::Here, "ONNX Runtime", format!("{version} ({})", library.display())),
+        Err(e) => add(State::Needed, "ONNX Runtime", format!("{e:#}").replace('\n', "; ")),
+    }
+    let models = home.list();
+    if models.is_empty() {
+        add(State::Needed, "models", format!("none in {}; `make setup` installs the default", home.models().display()));
+    }
+    for model in models {
+        let what = format!("model {}", model.card.name);
+        match JointSpace::open(&model) {
+            Ok(joint) => add(State::Here, &what, format!("{} values, {}", joint.dim(), model.folder.display())),
+            Err(e) => add(State::Needed, &what, format!("{e:#}").replace('\n', "; ")),
+        }
+    }
+    let features = cpu_features();
+    add(State::Here, "CPU", format!("{} cores, {features}", std::thread::available_parallelism().map_or(1, |n| n.get())));
+    // The run-time search for a GPU is by the driver's own files: nothing is linked against them.
+    let driver = ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib/aarch64-linux-gnu", "/usr/local/nvidia/lib64"]
+        .iter()
+        .map(|folder| Path::new(folder).join("libcuda.so.1"))
+        .find(|path| path.exists());
+    match driver {
+        Some(path) => add(State::Optional, "GPU", format!("driver at {}; this version works on the CPU only", path.display())),
+        None => add(State::Optional, "GPU", "no NVIDIA driver; not needed, this version works on the CPU".into()),
+    }
+    findings
+}
+
+fn cpu_features() -> String {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let known = [
+            ("AVX2", is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")),
+            ("AVX-512", is_x86_feature_detected!("avx512f")),
+            ("BF16", is_x86_feature_detected!("avx512bf16")),
+        ];
+        let here: Vec<&str> = known.iter().filter(|(_, is_here)| *is_here).map(|(name, _)| *name).collect();
+        if here.is_empty() { "no AVX2".into() } else { here.join(", ") }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        std::env::consts::ARCH.to_owned()
+    }
+}

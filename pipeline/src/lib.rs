@@ -1,0 +1,28 @@
+//! WHEN: threads, edges, stopping, settings and reporting.
+//!
+//! In reading order:
+//! - [`config`]: TOML → [`config::Config`]; every rule about settings;
+//! - [`stop`]: drain and abort;
+//! - [`edge`]: the bounded channel between stages;
+//! - [`runner`]: one thread per worker; opens, feeds, measures, joins;
+//! - [`topology`]: the wiring, the only file that knows all the stages;
+//! - [`record`]: `run.json`, and whether an output folder belongs to another run;
+//! - [`progress`]: what a person sees while it runs;
+//! - [`report`]: the stage table, the bottleneck, the last line;
+//! - [`run`](mod@run): the `run` command;
+//! - [`query`]: the `search` command;
+//! - [`doctor`]: what this machine has.
+
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod doctor;
+pub mod edge;
+pub mod progress;
+pub mod query;
+pub mod record;
+pub mod report;
+pub mod run;
+pub mod runner;
+pub mod stop;
+pub mod topology;

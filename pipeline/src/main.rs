@@ -1,0 +1,232 @@
+//! Arguments → command → exit code.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, Parser, Subcommand};
+use pipeline::{
+    config::{Config, Errors, Override},
+    doctor::{self, State},
+    query::{self, Query},
+    run::{self, Ended, Options, Unusable},
+};
+use stages::{
+    encode::joint::build_bank,
+    model::{Home, Model},
+};
+
+/// Turns folders of video into searchable embeddings.
+#[derive(Parser)]
+#[command(version, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    all clips are indexed
+  1    a fault stopped the run; what is committed stays, run it again to go on
+  2    the arguments, the configuration or something it names is wrong
+  3    finished, with rejected clips (rejects.parquet)
+  130  stopped by Ctrl-C; run it again to go on
+
+RUST_LOG=info (or debug, or stages::decode=trace) shows what happens inside.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Index the clips that a configuration names
+    Run {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Only the first N clips of the list
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        limit: Option<u64>,
+        /// Print nothing but errors and the last line
+        #[arg(long)]
+        quiet: bool,
+    },
+    /// Check a configuration and print what it means; opens nothing
+    Check {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Print the settings as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Find clips by words, by a picture or by another clip
+    Search {
+        /// Folder of a run (its output.dir)
+        run: PathBuf,
+        /// What to look for
+        #[arg(required_unless_present_any = ["image", "clip"], conflicts_with_all = ["image", "clip"])]
+        words: Option<String>,
+        /// A picture to look for
+        #[arg(long, value_name = "FILE", conflicts_with = "clip")]
+        image: Option<String>,
+        /// A video to look for
+        #[arg(long, value_name = "FILE")]
+        clip: Option<String>,
+        /// How many clips to show
+        #[arg(short, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+        k: u32,
+        /// Print the hits as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Tell what this machine has, what is missing, and how to get it
+    Doctor,
+    /// Models: which are installed, where, and their derived files
+    #[command(subcommand)]
+    Model(ModelCommand),
+}
+
+#[derive(Subcommand)]
+enum ModelCommand {
+    /// List the installed models
+    List,
+    /// Print the folder of a model
+    Path {
+        /// Its name
+        name: String,
+    },
+    /// Make a model's derived files: the concept bank
+    Build {
+        /// Its name or folder
+        name: String,
+    },
+}
+
+#[derive(Args)]
+struct ConfigArgs {
+    /// The configuration, a TOML file
+    config: PathBuf,
+    /// Give one key another value, such as decode.workers=4
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<Override>,
+}
+
+impl ConfigArgs {
+    fn read(&self) -> Result<Config> {
+        let name = self.config.display().to_string();
+        let text = std::fs::read_to_string(&self.config).with_context(|| format!("cannot read {name}")).map_err(Unusable)?;
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        Ok(Config::parse(&name, &text, &self.overrides, cores)?)
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter.unwrap_or_else(|_| "warn,ort=error".into()))
+        .with_writer(std::io::stderr)
+        .init();
+    match execute(cli.command) {
+        Ok(code) => code,
+        Err(e) => {
+            fail(&e);
+            let is_usage = e.is::<Errors>() || e.is::<Unusable>();
+            ExitCode::from(if is_usage { 2 } else { 1 })
+        }
+    }
+}
+
+fn execute(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Run { config, limit, quiet } => {
+            return Ok(match run::run(config.read()?, Options { limit, quiet })? {
+                Ended::Indexed => ExitCode::SUCCESS,
+                Ended::WithRejects => ExitCode::from(3),
+                Ended::Drained => ExitCode::from(130),
+            });
+        }
+        Command::Check { config, json } => check(&config.read()?, json)?,
+        Command::Search { run, words, image, clip, k, json } => {
+            let query = match (words, image, clip) {
+                (Some(words), _, _) => Query::Words(words),
+                (_, Some(file), _) => Query::Image(file),
+                (_, _, Some(file)) => Query::Clip(file),
+                _ => bail!(Unusable(anyhow::anyhow!("nothing to search for"))),
+            };
+            let hits = query::find(&run, &query, k as usize).map_err(Unusable)?;
+            if json {
+                print(&serde_json::to_string_pretty(&query::to_json(&hits))?);
+            } else {
+                for (i, hit) in hits.iter().enumerate() {
+                    print(&query::line(i + 1, hit));
+                }
+            }
+        }
+        Command::Doctor => {
+            let findings = doctor::examine(&Home::from_env());
+            for f in &findings {
+                let mark = match f.state {
+                    State::Here => "ok     ",
+                    State::Optional => "-      ",
+                    State::Needed => "MISSING",
+                };
+                print(&format!("{mark}  {}: {}", f.what, f.told));
+            }
+            if findings.iter().any(|f| f.state == State::Needed) {
+                return Ok(ExitCode::from(1));
+            }
+        }
+        Command::Model(command) => model(command).map_err(Unusable)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check(config: &Config, json: bool) -> Result<()> {
+    if json {
+        let settings: serde_json::Map<_, _> =
+            config.settings.iter().map(|s| (s.key.clone(), s.value.clone())).collect();
+        print(&serde_json::to_string_pretty(&settings)?);
+        return Ok(());
+    }
+    let (decode, encode) = (&config.decode, &config.encode);
+    print(&format!("{}: no errors", config.file));
+    print(&format!(
+        "clips of {} → load ×{} → decode ×{} → encode ×{} ({} threads each, batches of {}) → index → {}",
+        config.input.clips,
+        config.load.workers,
+        decode.workers,
+        encode.workers,
+        encode.threads,
+        encode.batch,
+        config.output_dir.display()
+    ));
+    for s in &config.settings {
+        print(&format!("  {:<30} {:<34} {}", s.key, s.value.to_string(), s.from));
+    }
+    Ok(())
+}
+
+fn model(command: ModelCommand) -> Result<()> {
+    let home = Home::from_env();
+    match command {
+        ModelCommand::List => {
+            for model in home.list() {
+                let card = &model.card;
+                print(&format!("{}  {} values  {}  {}", card.name, card.joint.dim, card.licence, model.folder.display()));
+            }
+        }
+        ModelCommand::Path { name } => print(&Model::find(&name, &home)?.folder.display().to_string()),
+        ModelCommand::Build { name } => {
+            let model = Model::find(&name, &home)?;
+            let n = build_bank(&model, &home.onnxruntime())?;
+            print(&format!("{}: {n} concepts embedded", model.card.name));
+        }
+    }
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "data goes to stdout, and this is where")]
+fn print(text: &str) {
+    println!("{text}");
+}
+
+#[expect(clippy::print_stderr, reason = "text for people goes to stderr, and this is where")]
+fn fail(error: &anyhow::Error) {
+    eprintln!("error: {error:#}");
+}

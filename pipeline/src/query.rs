@@ -1,0 +1,161 @@
+//! The `search` command: words, a picture or a clip → the clips that look like it.
+
+use std::{path::Path, sync::Arc};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use kernels::picture::Matrix;
+use serde_json::json;
+use stages::{
+    decode::{self, Decode, sample::Sampling},
+    encode::{self, Encode, joint::normalize, text::TextEncoder},
+    index::vectors::{Hit, search},
+    item::{ClipId, ClipRef, EmbeddingBatch, EncodedClip, FrameBatch},
+    load::Load,
+    model::{Home, Model},
+    stage::{Closed, Emit, Rejection, Stage, StageError},
+};
+
+use crate::{config::recorded_sampling, record::Record};
+
+/// What is searched for.
+#[derive(Clone, Debug)]
+pub enum Query {
+    /// Words, through the model's text tower.
+    Words(String),
+    /// The first frame of a picture file.
+    Image(String),
+    /// A video, by the mean of its frames sampled as the run's were.
+    Clip(String),
+}
+
+/// The `k` nearest clips of the run in `folder`.
+pub fn find(folder: &Path, query: &Query, k: usize) -> Result<Vec<Hit>> {
+    let record = Record::read(folder)?;
+    let home = Home::from_env();
+    let model = Model::open(Path::new(&record.model_folder)).or_else(|_| Model::find(&record.model, &home))?;
+    let hash = model.hash()?;
+    if hash != record.model_hash {
+        bail!(
+            "{} was indexed with model {} of hash {}, the one in {} has {}: their vectors cannot be compared",
+            folder.display(),
+            record.model,
+            record.model_hash,
+            model.folder.display(),
+            hash
+        );
+    }
+    let library = home.onnxruntime();
+    let vector = match query {
+        Query::Words(words) if words.trim().is_empty() => bail!("the words to search for are empty"),
+        Query::Words(words) => TextEncoder::open(&model, &library)?.embed(words)?,
+        Query::Image(file) => embed_file(file, Sampling::EveryMs(86_400_000), &record, &model, &library)?,
+        Query::Clip(file) => {
+            let sampling = recorded_sampling(&record.settings).context("run.json names no sampling")?;
+            embed_file(file, sampling, &record, &model, &library)?
+        }
+    };
+    search(folder, &vector, k)
+}
+
+/// A hit as people read it.
+pub fn line(rank: usize, hit: &Hit) -> String {
+    let label = hit.label.as_ref().map(|l| format!("  [{l}]")).unwrap_or_default();
+    format!("{rank:>2}.  {:.3}  {}  {}{label}", hit.score, clock(hit.pts_ns), hit.path)
+}
+
+/// Hits as programs read them.
+pub fn to_json(hits: &[Hit]) -> serde_json::Value {
+    let hit = |(i, h): (usize, &Hit)| {
+        json!({
+            "rank": i + 1, "score": h.score, "path": h.path, "label": h.label, "clip_id": h.clip_id,
+            "pts_ns": h.pts_ns, "time": clock(h.pts_ns), "frame_index": h.frame_index,
+        })
+    };
+    hits.iter().enumerate().map(hit).collect()
+}
+
+/// mm:ss, with hours where there are any.
+fn clock(pts_ns: i64) -> String {
+    let seconds = (pts_ns.max(0)) / 1_000_000_000;
+    let (h, m, s) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    if h > 0 { format!("{h}:{m:02}:{s:02}") } else { format!("{m:02}:{s:02}") }
+}
+
+/// Keeps what a stage emits; a rejection becomes the caller's error.
+struct Collect<T> {
+    items: Vec<T>,
+    rejection: Option<Rejection>,
+}
+
+impl<T> Default for Collect<T> {
+    fn default() -> Self {
+        Self { items: Vec::new(), rejection: None }
+    }
+}
+
+impl<T> Emit<T> for Collect<T> {
+    fn emit(&mut self, item: T) -> Result<(), Closed> {
+        self.items.push(item);
+        Ok(())
+    }
+
+    fn reject(&mut self, rejection: Rejection) -> Result<(), Closed> {
+        self.rejection = Some(rejection);
+        Ok(())
+    }
+}
+
+/// Runs a stage over some items, to its end.
+fn through<S: Stage>(mut stage: S, items: Vec<S::In>) -> Result<Vec<S::Out>> {
+    let mut out = Collect::default();
+    let told = |e: StageError| match e {
+        StageError::Reject(r) => anyhow!("{}: {}", r.clip.path, r.reason),
+        other => other.into(),
+    };
+    for item in items {
+        stage.process(item, &mut out).map_err(told)?;
+    }
+    stage.finish(&mut out).map_err(told)?;
+    Ok(out.items)
+}
+
+/// The unit mean vector of a file's sampled frames, made by the stages of the run.
+fn embed_file(file: &str, sampling: Sampling, record: &Record, model: &Model, library: &Path) -> Result<Vec<f32>> {
+    let matrix = match record.settings.get("decode.matrix").and_then(|m| m.as_str()) {
+        Some("bt709") => Matrix::Bt709,
+        Some("bt2020") => Matrix::Bt2020,
+        _ => Matrix::Bt601,
+    };
+    let decode = decode::Settings {
+        sampling,
+        threads: 0,
+        unspecified_matrix: matrix,
+        stall: std::time::Duration::from_secs(20),
+        keep_damaged: true,
+        batch_frames: 8,
+        recipe: model.recipe(),
+    };
+    let encode = encode::Settings { model: model.clone(), batch: 8, threads: 0, keep_image_embedding: false };
+    let clip = ClipRef { id: ClipId(0), path: file.to_owned(), label: None, extra: Vec::new() };
+    let loaded: Vec<EncodedClip> = through(Load::open(), vec![Arc::new(clip)])?;
+    let frames: Vec<FrameBatch> = through(Decode::open(decode)?, loaded)?;
+    let batches: Vec<EmbeddingBatch> = through(Encode::open(&encode, library)?, frames)?;
+    let mut mean = vec![0.0; record.dim];
+    for vector in batches.iter().flat_map(|b| b.embeddings.chunks(record.dim)) {
+        mean.iter_mut().zip(vector).for_each(|(m, v)| *m += v);
+    }
+    normalize(&mut mean);
+    Ok(mean)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_read_as_players_show_them() {
+        for (seconds, want) in [(0, "00:00"), (59, "00:59"), (61, "01:01"), (3600, "1:00:00"), (36_061, "10:01:01"), (-1, "00:00")] {
+            assert_eq!(clock(seconds * 1_000_000_000), want);
+        }
+    }
+}

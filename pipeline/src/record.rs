@@ -1,0 +1,157 @@
+//! `run.json`: what a run is and how it went; and whether a folder holds another run.
+
+use std::{fs, io::Write as _, path::Path};
+
+use anyhow::{Context as _, Result, bail};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use stages::{
+    clips::ClipList,
+    index::schema::SCHEMA_VERSION,
+    model::{JointKind, Model},
+};
+
+use crate::{config::Config, runner::StageMeter};
+
+/// `run.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// This program's version.
+    pub clipmill: String,
+    /// Of the Parquet files.
+    pub schema_version: u32,
+    /// `running`, `finished`, `stopped` or `failed`.
+    pub status: String,
+    /// Seconds since 1970.
+    pub started_unix: u64,
+    /// The configuration's file.
+    pub config: String,
+    /// All settings.
+    pub settings: Map<String, Value>,
+    /// What the rows depend on: a run goes on only with the same.
+    pub identity: Map<String, Value>,
+    /// Folder of the model.
+    pub model_folder: String,
+    /// Its name.
+    pub model: String,
+    /// [`Model::hash`]
+    pub model_hash: String,
+    /// [`Model::preprocess_hash`]
+    pub preprocess_hash: String,
+    /// `concepts` or `direct`.
+    pub joint: String,
+    /// Length of the joint vectors.
+    pub dim: usize,
+    /// The inference engine and its precision.
+    pub runtime: String,
+    /// `--limit`, if given.
+    pub limit: Option<u64>,
+    /// How it ended; empty while it runs.
+    #[serde(default)]
+    pub outcome: Value,
+}
+
+impl Record {
+    /// Of a run that is about to start.
+    pub fn new(config: &Config, model: &Model, clips: &ClipList, runtime: &str, limit: Option<u64>) -> Result<Self> {
+        let model_hash = model.hash()?;
+        let preprocess_hash = model.preprocess_hash(config.decode.matrix);
+        let mut identity = config.identity();
+        identity.insert("schema version".into(), SCHEMA_VERSION.into());
+        identity.insert("model hash".into(), model_hash.clone().into());
+        identity.insert("preprocessing hash".into(), preprocess_hash.clone().into());
+        identity.insert("columns of the manifest".into(), clips.extra_columns().join(", ").into());
+        Ok(Self {
+            clipmill: env!("CARGO_PKG_VERSION").into(),
+            schema_version: SCHEMA_VERSION,
+            status: "running".into(),
+            started_unix: unix_now(),
+            config: config.file.clone(),
+            settings: config.settings.iter().map(|s| (s.key.clone(), s.value.clone())).collect(),
+            identity,
+            model_folder: model.folder.to_string_lossy().into_owned(),
+            model: model.card.name.clone(),
+            model_hash,
+            preprocess_hash,
+            joint: if model.card.joint.kind == JointKind::Direct { "direct" } else { "concepts" }.into(),
+            dim: model.card.joint.dim,
+            runtime: format!("onnxruntime {runtime}, cpu, fp32"),
+            limit,
+            outcome: Value::Null,
+        })
+    }
+
+    /// Whether the joint vectors are other than the image tower's.
+    pub fn has_joint_space_of_its_own(&self) -> bool {
+        self.joint == "concepts"
+    }
+
+    /// The record of the run in `folder`.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join("run.json");
+        let text = fs::read_to_string(&path)
+            .with_context(|| format!("{} holds no run: cannot read {}", folder.display(), path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))
+    }
+
+    /// Refuses a folder that holds a run with other settings, or something else altogether.
+    pub fn check_folder(&self, folder: &Path) -> Result<()> {
+        if !folder.exists() {
+            return Ok(());
+        }
+        if !folder.is_dir() {
+            bail!("output.dir: {} is a file, needs a folder", folder.display());
+        }
+        if !folder.join("run.json").exists() {
+            let mut entries = fs::read_dir(folder).with_context(|| format!("output.dir: {}", folder.display()))?;
+            if let Some(other) = entries.next() {
+                bail!(
+                    "output.dir: {} is no run of clipmill but holds {}\nhint: choose a new or empty folder",
+                    folder.display(),
+                    other?.file_name().to_string_lossy()
+                );
+            }
+            return Ok(());
+        }
+        let there = Self::read(folder)?;
+        let keys = there.identity.keys().chain(self.identity.keys());
+        let mut differences: Vec<String> = keys
+            .filter(|key| there.identity.get(*key) != self.identity.get(*key))
+            .map(|key| {
+                let show = |v: Option<&Value>| v.map_or("not set".into(), Value::to_string);
+                format!("  {key}: there {}, here {}", show(there.identity.get(key)), show(self.identity.get(key)))
+            })
+            .collect();
+        differences.sort();
+        differences.dedup();
+        if !differences.is_empty() {
+            bail!(
+                "output.dir: {} holds a run with other settings:\n{}\nhint: choose another output.dir, or remove that run",
+                folder.display(),
+                differences.join("\n")
+            );
+        }
+        Ok(())
+    }
+
+    /// Enters how the run ended.
+    pub fn end(&mut self, status: &str, counts: Value, stages: &[StageMeter], wall_s: f64, cpu_s: f64) {
+        self.status = status.into();
+        self.outcome = json!({ "counts": counts, "stages": stages, "wall_s": wall_s, "cpu_s": cpu_s });
+    }
+
+    /// Writes `run.json`, whole or not at all.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let partial = folder.join("run.json.partial");
+        let mut file = fs::File::create(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
+        let text = serde_json::to_string_pretty(self)?;
+        file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", partial.display()))?;
+        file.sync_all()?;
+        fs::rename(&partial, folder.join("run.json"))?;
+        Ok(())
+    }
+}
+
+fn unix_now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}

@@ -1,0 +1,211 @@
+//! Decoding on the CPU, by GStreamer's elements.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use gstreamer as gst;
+use kernels::{mapped_file::MappedFile, picture::Orientation};
+
+use super::{
+    Decoder, Decoding, PictureSink, StreamEnd,
+    chain::{Chain, Deliver, Listener},
+    container::Container,
+    sample::PacketTimes,
+    surface::Surface,
+};
+use crate::{
+    item::Pts,
+    stage::{Closed, Reason},
+};
+
+/// Frames of a stream that does not say how long one lasts.
+const USUAL_FRAME_NS: i64 = 40_000_000;
+
+/// GStreamer's software decoders.
+pub struct SoftwareDecoder {
+    threads: u32,
+}
+
+impl SoftwareDecoder {
+    /// With so many threads inside each decoder; 0 leaves it to the decoder.
+    pub fn new(threads: u32) -> anyhow::Result<Self> {
+        gst::init()?;
+        Ok(Self { threads })
+    }
+}
+
+impl Decoding for Chain {}
+
+impl Decoder for SoftwareDecoder {
+    fn start(
+        &mut self,
+        file: &Arc<MappedFile>,
+        keyframes_only: bool,
+        sink: Box<dyn PictureSink>,
+    ) -> Result<Box<dyn Decoding>, Reason> {
+        let container = Container::of(file.bytes());
+        let pictures = Pictures {
+            sink,
+            keyframes_only,
+            orientation: Orientation::default(),
+            keyframes: BTreeSet::new(),
+            last: None,
+            frame_ns: USUAL_FRAME_NS,
+            n_packets: 0,
+            end: StreamEnd { container: container.name().into(), ..StreamEnd::default() },
+        };
+        let deliver = Deliver::Pictures { threads: self.threads };
+        Ok(Box::new(Chain::start(file, container, deliver, pictures)?))
+    }
+
+    fn packet_times(
+        &mut self,
+        file: &Arc<MappedFile>,
+        found: crossbeam_channel::Sender<Result<PacketTimes, Reason>>,
+    ) -> Result<Box<dyn Decoding>, Reason> {
+        let packets = Packets { pts: Vec::new(), end: None, found };
+        let container = Container::of(file.bytes());
+        Ok(Box::new(Chain::start(file, container, Deliver::Packets, packets)?))
+    }
+}
+
+/// Time of a sample on the player's clock, and how long it lasts. MP4's edit lists and TS's start
+/// times are in the segment.
+fn stream_time(sample: &gst::Sample) -> (Option<Pts>, Option<i64>) {
+    let Some(buffer) = sample.buffer() else { return (None, None) };
+    let raw = buffer.pts().or(buffer.dts());
+    let nanos = raw.and_then(|time| {
+        let segment = sample.segment()?.downcast_ref::<gst::ClockTime>()?;
+        let signed = segment.to_stream_time_full(time)?;
+        Some(match signed {
+            gst::Signed::Positive(t) => t.nseconds() as i64,
+            gst::Signed::Negative(t) => -(t.nseconds() as i64),
+        })
+    });
+    (nanos.map(|nanos| Pts { nanos }), buffer.duration().map(|d| d.nseconds() as i64))
+}
+
+/// Listens for pictures and hands them on with their times.
+struct Pictures {
+    sink: Box<dyn PictureSink>,
+    keyframes_only: bool,
+    orientation: Orientation,
+    /// Times of keyframe packets whose picture has not come out yet.
+    keyframes: BTreeSet<gst::ClockTime>,
+    last: Option<Pts>,
+    frame_ns: i64,
+    n_packets: u64,
+    end: StreamEnd,
+}
+
+impl Pictures {
+    /// A time for every picture, never going back: a missing one follows its predecessor by a frame.
+    fn settle(&mut self, pts: Option<Pts>) -> Pts {
+        let settled = match (pts, self.last) {
+            (Some(pts), Some(last)) => pts.max(last),
+            (Some(pts), None) => pts,
+            (None, Some(last)) => Pts { nanos: last.nanos + self.frame_ns },
+            (None, None) => Pts { nanos: 0 },
+        };
+        self.last = Some(settled);
+        settled
+    }
+}
+
+impl Listener for Pictures {
+    fn stream(&mut self, codec: &str, decoder: &str) {
+        self.end.codec = codec.into();
+        self.end.decoder = decoder.into();
+    }
+
+    fn packet(&mut self, packet: &gst::BufferRef) -> bool {
+        let is_delta = packet.flags().contains(gst::BufferFlags::DELTA_UNIT);
+        self.n_packets += 1;
+        if !is_delta && let Some(pts) = packet.pts().or(packet.dts()) {
+            self.keyframes.insert(pts);
+        }
+        !(self.keyframes_only && is_delta)
+    }
+
+    fn orientation(&mut self, orientation: Orientation) {
+        self.orientation = orientation;
+    }
+
+    fn sample(&mut self, sample: gst::Sample) -> Result<(), Closed> {
+        if self.last.is_none() {
+            if let Some(s) = sample.caps().and_then(|c| c.structure(0)) {
+                self.end.width = s.get::<i32>("width").unwrap_or(0) as u32;
+                self.end.height = s.get::<i32>("height").unwrap_or(0) as u32;
+                let fps = s.get::<gst::Fraction>("framerate").unwrap_or(gst::Fraction::new(0, 1));
+                if fps.numer() > 0 {
+                    self.end.fps = f64::from(fps.numer()) / f64::from(fps.denom());
+                    self.frame_ns = (1e9 / self.end.fps) as i64;
+                }
+            }
+        }
+        let raw = sample.buffer().and_then(|b| b.pts());
+        // Without packets of our own to look at (decodebin3), each picture stands for itself.
+        let is_keyframe = self.n_packets == 0 || raw.is_some_and(|pts| self.keyframes.contains(&pts));
+        if let Some(pts) = raw {
+            self.keyframes = self.keyframes.split_off(&pts);
+        }
+        let (pts, lasts) = stream_time(&sample);
+        let pts = self.settle(pts);
+        self.end.end = Pts { nanos: pts.nanos + lasts.unwrap_or(self.frame_ns) };
+        let surface = Surface::new(sample, self.orientation);
+        self.sink.picture(pts, is_keyframe, surface)
+    }
+
+    fn end(&mut self, end: Result<Option<gst::ClockTime>, Reason>) {
+        let mut stream = std::mem::take(&mut self.end);
+        let result = match end {
+            Err(Reason::Corrupt { detail, .. }) => Err(Reason::Corrupt { last_good: self.last, detail }),
+            Err(other) => Err(other),
+            Ok(_) if self.last.is_none() && self.n_packets > 0 => {
+                let detail = format!("none of {} packets could be decoded", self.n_packets);
+                Err(Reason::Corrupt { last_good: None, detail })
+            }
+            Ok(_) if self.last.is_none() => Err(Reason::Empty("the video stream has no frames".into())),
+            Ok(duration) => {
+                stream.container_duration_ns = duration.map(|d| d.nseconds() as i64);
+                Ok(())
+            }
+        };
+        self.sink.end(stream, result);
+    }
+}
+
+/// Listens for packets and keeps their times.
+struct Packets {
+    pts: Vec<Pts>,
+    end: Option<Pts>,
+    found: crossbeam_channel::Sender<Result<PacketTimes, Reason>>,
+}
+
+impl Listener for Packets {
+    fn stream(&mut self, _: &str, _: &str) {}
+
+    fn packet(&mut self, _: &gst::BufferRef) -> bool {
+        true
+    }
+
+    fn orientation(&mut self, _: Orientation) {}
+
+    fn sample(&mut self, sample: gst::Sample) -> Result<(), Closed> {
+        if let (Some(pts), lasts) = stream_time(&sample) {
+            self.pts.push(pts);
+            let end = lasts.map(|ns| Pts { nanos: pts.nanos + ns });
+            self.end = self.end.max(end);
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, end: Result<Option<gst::ClockTime>, Reason>) {
+        // A broken file still has the packets before the break.
+        let times = match end {
+            Err(reason) if self.pts.is_empty() => Err(reason),
+            _ => Ok(PacketTimes::new(std::mem::take(&mut self.pts), self.end)),
+        };
+        // Nobody waits any more once the clip timed out.
+        let _ = self.found.send(times);
+    }
+}

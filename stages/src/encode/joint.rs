@@ -1,0 +1,192 @@
+//! The space in which pictures and words meet.
+
+use std::{fs, io::Write as _, path::Path};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{Encoded, text::TextEncoder};
+use crate::model::{JointKind, Model};
+
+/// From the engine's outputs to unit vectors of the joint space.
+pub struct JointSpace {
+    dim: usize,
+    concepts: Option<Concepts>,
+}
+
+struct Concepts {
+    /// A unit text vector a class.
+    bank: Vec<f32>,
+    top: usize,
+}
+
+impl JointSpace {
+    /// Reads the concept bank where the model has one.
+    pub fn open(model: &Model) -> Result<Self> {
+        let joint = &model.card.joint;
+        let concepts = match (joint.kind, &joint.bank) {
+            (JointKind::Concepts, Some(bank)) => {
+                let path = model.file(bank);
+                if !path.is_file() {
+                    bail!(
+                        "model {}: there is no {} yet\nhint: clipmill model build {}",
+                        model.card.name,
+                        path.display(),
+                        model.folder.display()
+                    );
+                }
+                Some(Concepts { bank: read_npy(&path, joint.dim)?, top: joint.top.unwrap_or(1) })
+            }
+            _ => None,
+        };
+        Ok(Self { dim: joint.dim, concepts })
+    }
+
+    /// Length of its vectors.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// Whether the image tower's vectors are the joint ones.
+    pub fn is_direct(&self) -> bool {
+        self.concepts.is_none()
+    }
+
+    /// `n` unit vectors.
+    pub fn project(&self, encoded: &Encoded, n: usize) -> Vec<f32> {
+        let mut joint = match &self.concepts {
+            None => encoded.embeddings.clone(),
+            Some(concepts) => {
+                let classes = encoded.logits.len() / n.max(1);
+                encoded.logits.chunks(classes.max(1)).flat_map(|row| concepts.mean(row, self.dim)).collect()
+            }
+        };
+        joint.chunks_mut(self.dim).for_each(normalize);
+        joint
+    }
+}
+
+impl Concepts {
+    /// Mean text vector of the most probable classes, weighted by probability.
+    fn mean(&self, logits: &[f32], dim: usize) -> Vec<f32> {
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        let top = self.top.min(order.len());
+        // Ties go to the lower class, so that the result does not depend on the sort.
+        let best_first = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
+        if top < order.len() {
+            order.select_nth_unstable_by(top, best_first);
+            order.truncate(top);
+        }
+        order.sort_unstable_by(best_first);
+        let most = order.first().map_or(0.0, |i| logits[*i]);
+        // Probabilities over all classes, taken for the top and normalized again, are the softmax of
+        // the top alone.
+        let weights: Vec<f32> = order.iter().map(|i| (logits[*i] - most).exp()).collect();
+        let sum: f32 = weights.iter().sum();
+        let mut mean = vec![0.0; dim];
+        for (class, weight) in order.iter().zip(&weights) {
+            for (m, v) in mean.iter_mut().zip(&self.bank[class * dim..(class + 1) * dim]) {
+                *m += v * weight / sum;
+            }
+        }
+        mean
+    }
+}
+
+/// To unit length. A zero vector, which no query can find, stays zero.
+pub fn normalize(vector: &mut [f32]) {
+    let norm = vector.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt();
+    if norm > 0.0 {
+        vector.iter_mut().for_each(|v| *v = (f64::from(*v) / norm) as f32);
+    }
+}
+
+/// Makes the concept bank: the text vector of every class name. Returns their number.
+pub fn build_bank(model: &Model, library: &Path) -> Result<usize> {
+    let joint = &model.card.joint;
+    let (JointKind::Concepts, Some(names), Some(bank)) = (joint.kind, &joint.names, &joint.bank) else {
+        bail!("model {} has no concept bank to build", model.card.name);
+    };
+    let names = fs::read_to_string(model.file(names))?;
+    let mut text = TextEncoder::open(model, library)?;
+    let mut values = Vec::new();
+    let mut n = 0;
+    for name in names.lines() {
+        values.extend(text.embed(name)?);
+        n += 1;
+    }
+    write_npy(&model.file(bank), &values, joint.dim).with_context(|| format!("cannot write {bank}"))?;
+    Ok(n)
+}
+
+const NPY_MAGIC: &[u8] = b"\x93NUMPY\x01\x00";
+
+/// Writes rows of f32 as NumPy's format 1.0, whole or not at all.
+fn write_npy(path: &Path, values: &[f32], dim: usize) -> std::io::Result<()> {
+    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}, {dim}), }}", values.len() / dim);
+    // The data starts at a multiple of 64 bytes.
+    while (NPY_MAGIC.len() + 2 + header.len() + 1) % 64 != 0 {
+        header.push(' ');
+    }
+    header.push('\n');
+    let mut bytes = NPY_MAGIC.to_vec();
+    bytes.extend((header.len() as u16).to_le_bytes());
+    bytes.extend(header.as_bytes());
+    bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+    let temporary = path.with_extension("partial");
+    let mut file = fs::File::create(&temporary)?;
+    file.write_all(&bytes)?;
+    file.sync_all()?;
+    fs::rename(temporary, path)
+}
+
+/// Reads what [`write_npy`] wrote.
+fn read_npy(path: &Path, dim: usize) -> Result<Vec<f32>> {
+    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let damaged = || format!("{} is damaged; build it again with `clipmill model build`", path.display());
+    let header = bytes.get(8..10).map(|b| usize::from(u16::from_le_bytes([b[0], b[1]]))).with_context(damaged)?;
+    let data = bytes.get(10 + header..).filter(|d| !d.is_empty() && d.len() % (4 * dim) == 0).with_context(damaged)?;
+    if !bytes.starts_with(NPY_MAGIC) || !bytes[10..10 + header].starts_with(b"{'descr': '<f4', 'fortran_order': False") {
+        bail!(damaged());
+    }
+    Ok(data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mean_of_concepts_is_the_softmax_of_the_top() {
+        let bank = vec![1.0, 0.0, 0.0, 1.0, 0.7, 0.7];
+        let space = JointSpace { dim: 2, concepts: Some(Concepts { bank, top: 2 }) };
+        let encoded = Encoded { embeddings: vec![], logits: vec![2.0, 1.0, -9.0, 0.0, 0.0, 5.0] };
+        let joint = space.project(&encoded, 2);
+        // Weights e^0 and e^-1 on the axes; then unit length.
+        let (a, b) = (1.0f32, (-1.0f32).exp());
+        let norm = (a * a + b * b).sqrt();
+        assert!((joint[0] - a / norm).abs() < 1e-6 && (joint[1] - b / norm).abs() < 1e-6, "{joint:?}");
+        // A clear winner is itself; the tie behind it goes to the lower class.
+        assert!((joint[2] - joint[3]).abs() < 0.02, "{joint:?}");
+    }
+
+    #[test]
+    fn npy_comes_back_and_damage_is_seen() {
+        let path = std::env::temp_dir().join(format!("clipmill-{}.npy", std::process::id()));
+        let values: Vec<f32> = (0..12).map(|i| i as f32 / 3.0).collect();
+        write_npy(&path, &values, 4).unwrap();
+        assert_eq!(read_npy(&path, 4).unwrap(), values);
+        let bytes = fs::read(&path).unwrap();
+        for cut in [0, 5, 9, 20, bytes.len() - 1] {
+            fs::write(&path, &bytes[..cut]).unwrap();
+            assert!(read_npy(&path, 4).unwrap_err().to_string().contains("damaged"), "{cut}");
+        }
+        fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_zero_vector_stays_zero() {
+        let mut zero = [0.0; 4];
+        normalize(&mut zero);
+        assert_eq!(zero, [0.0; 4]);
+    }
+}

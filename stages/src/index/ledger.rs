@@ -1,0 +1,238 @@
+//! What is done: the source of truth of a run.
+//!
+//! A file of JSON lines that only grows. A shard's line is written after both of its files have their
+//! names, so a shard without a line was never finished: it is swept at the next start, and its clips
+//! are done again. A last line without its end is a write that was cut off, and never happened.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File, OpenOptions},
+    io::{BufRead as _, BufReader, Write as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::{item::ClipId, stage::Rejection};
+
+/// A line of the ledger.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Line {
+    Shard { shard: u32, n_frames: u64, clips: Vec<ClipRecord> },
+    Reject(RejectRecord),
+}
+
+/// A clip whose rows are in a shard.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ClipRecord {
+    pub(crate) clip_id: u64,
+    pub(crate) path: String,
+    pub(crate) n_frames: u32,
+    pub(crate) bytes: u64,
+    pub(crate) modified_ns: i64,
+}
+
+/// A clip without rows.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RejectRecord {
+    /// Its number.
+    pub clip_id: u64,
+    /// Its file.
+    pub path: String,
+    /// Its label.
+    pub label: Option<String>,
+    /// Where it ended.
+    pub stage: String,
+    /// [`crate::stage::Reason::word`].
+    pub reason: String,
+    /// The reason at length.
+    pub detail: String,
+}
+
+impl From<&Rejection> for RejectRecord {
+    fn from(r: &Rejection) -> Self {
+        Self {
+            clip_id: r.clip.id.0,
+            path: r.clip.path.clone(),
+            label: r.clip.label.clone(),
+            stage: r.stage.into(),
+            reason: r.reason.word().into(),
+            detail: r.reason.to_string(),
+        }
+    }
+}
+
+/// How a clip of an earlier run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// Its rows are in a shard; the file had this length and time of writing.
+    Indexed {
+        /// Bytes.
+        bytes: u64,
+        /// Nanoseconds since 1970.
+        modified_ns: i64,
+    },
+    /// It is in the rejects.
+    Rejected,
+    /// It was listed by this run, and has not ended yet.
+    Listed,
+}
+
+/// Everything that the ledger says.
+#[derive(Debug, Default)]
+pub struct Standing {
+    /// Ended clips by their path.
+    pub done: HashMap<String, Done>,
+    /// Numbers of the published shards.
+    pub shards: Vec<u32>,
+    /// All rejects.
+    pub rejects: Vec<RejectRecord>,
+    /// Rows in all shards.
+    pub n_frames: u64,
+    /// The first number that no clip has.
+    pub next_clip: u64,
+}
+
+impl Standing {
+    /// Reads the ledger of the run in `folder`; a missing one says nothing.
+    pub fn read(folder: &Path) -> Result<Self> {
+        Ok(Self::parse(&folder.join("ledger"))?.0)
+    }
+
+    /// The standing, and the length of the ledger's whole lines.
+    fn parse(path: &Path) -> Result<(Self, u64)> {
+        let mut standing = Self::default();
+        let mut whole = 0;
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok((standing, 0)),
+            Err(e) => return Err(e).with_context(|| format!("cannot open {}", path.display())),
+        };
+        let mut reader = BufReader::new(file);
+        let mut text = Vec::new();
+        for n in 1.. {
+            text.clear();
+            let len = reader.read_until(b'\n', &mut text).with_context(|| format!("cannot read {}", path.display()))?;
+            if text.last() != Some(&b'\n') {
+                break;
+            }
+            let line: Line = serde_json::from_slice(&text)
+                .with_context(|| format!("{}:{n}: the ledger is damaged", path.display()))?;
+            standing.add(line);
+            whole += len as u64;
+        }
+        Ok((standing, whole))
+    }
+
+    fn add(&mut self, line: Line) {
+        match line {
+            Line::Shard { shard, n_frames, clips } => {
+                self.shards.push(shard);
+                self.n_frames += n_frames;
+                for clip in clips {
+                    self.next_clip = self.next_clip.max(clip.clip_id + 1);
+                    let done = Done::Indexed { bytes: clip.bytes, modified_ns: clip.modified_ns };
+                    self.done.insert(clip.path, done);
+                }
+            }
+            Line::Reject(reject) => {
+                self.next_clip = self.next_clip.max(reject.clip_id + 1);
+                self.done.insert(reject.path.clone(), Done::Rejected);
+                self.rejects.push(reject);
+            }
+        }
+    }
+
+    /// Clips with rows.
+    pub fn n_indexed(&self) -> u64 {
+        self.done.len() as u64 - self.rejects.len() as u64
+    }
+
+    /// The first free clip number.
+    pub fn next_clip(&self) -> ClipId {
+        ClipId(self.next_clip)
+    }
+}
+
+/// The ledger, open for writing by the only process that may.
+#[derive(Debug)]
+pub struct Ledger {
+    file: File,
+    path: PathBuf,
+    next_shard: u32,
+    rejects: Vec<RejectRecord>,
+    /// Held until the run ends.
+    _lock: File,
+}
+
+impl Ledger {
+    /// Opens the run in `folder` for this process alone, and sweeps what no line of the ledger names.
+    pub fn open(folder: &Path) -> Result<(Self, Standing)> {
+        for name in ["frames", "clips"] {
+            let path = folder.join(name);
+            fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        }
+        let lock_path = folder.join("lock");
+        let mut lock = OpenOptions::new().create(true).truncate(false).write(true).read(true).open(&lock_path)?;
+        if lock.try_lock().is_err() {
+            let holder = fs::read_to_string(&lock_path).unwrap_or_default();
+            bail!("{} is in use by another clipmill, process {}", folder.display(), holder.trim());
+        }
+        lock.set_len(0)?;
+        write!(lock, "{}", std::process::id())?;
+        let path = folder.join("ledger");
+        let (standing, whole) = Standing::parse(&path)?;
+        let file = OpenOptions::new().create(true).append(true).open(&path)?;
+        file.set_len(whole)?;
+        sweep(folder, &standing.shards)?;
+        let next_shard = standing.shards.iter().max().map_or(0, |s| s + 1);
+        let rejects = standing.rejects.clone();
+        Ok((Self { file, path, next_shard, rejects, _lock: lock }, standing))
+    }
+
+    pub(crate) fn next_shard(&mut self) -> u32 {
+        self.next_shard += 1;
+        self.next_shard - 1
+    }
+
+    pub(crate) fn add_shard(&mut self, shard: u32, n_frames: u64, clips: Vec<ClipRecord>) -> Result<()> {
+        self.append(&Line::Shard { shard, n_frames, clips })?;
+        self.file.sync_all().with_context(|| format!("cannot sync {}", self.path.display()))
+    }
+
+    /// A reject need not reach the disk at once: a clip whose line is lost is rejected again.
+    pub(crate) fn add_reject(&mut self, reject: RejectRecord) -> Result<()> {
+        self.rejects.push(reject.clone());
+        self.append(&Line::Reject(reject))
+    }
+
+    pub(crate) fn rejects(&self) -> &[RejectRecord] {
+        &self.rejects
+    }
+
+    fn append(&mut self, line: &Line) -> Result<()> {
+        let mut text = serde_json::to_vec(line)?;
+        text.push(b'\n');
+        self.file.write_all(&text).with_context(|| format!("cannot write {}", self.path.display()))
+    }
+}
+
+/// Removes what a killed run left: files that are not whole, and shards without a line.
+fn sweep(folder: &Path, shards: &[u32]) -> Result<()> {
+    for table in ["frames", "clips"] {
+        for entry in fs::read_dir(folder.join(table))? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let number = name.strip_prefix("shard-").and_then(|n| n.strip_suffix(".parquet"));
+            let listed = number.and_then(|n| n.parse().ok()).is_some_and(|n: u32| shards.contains(&n));
+            let ours = name.starts_with("shard-");
+            if ours && !listed {
+                tracing::info!(path = %path.display(), "sweeping a shard that was not finished");
+                fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+            }
+        }
+    }
+    Ok(())
+}
