@@ -1,7 +1,13 @@
 //! The inner loops of preprocessing, over blocks of sixteen rows.
 //!
-//! Each loop is written once, over arrays whose size the compiler knows, and compiled twice: for the
-//! baseline and for AVX2 with FMA, chosen at run time. Only the transposition is by hand.
+//! Each loop has a plain form, which is also compiled for AVX2 with FMA. The two that weigh samples
+//! and the transposition have forms by hand besides, for AVX2 and AVX-512. The CPU chooses at run
+//! time.
+
+#[cfg(target_arch = "x86_64")]
+pub mod rows;
+#[cfg(target_arch = "x86_64")]
+mod sixteen;
 
 use crate::resample::Taps;
 
@@ -94,16 +100,28 @@ pub enum Lanes {
     /// AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// AVX-512 where it pays, AVX2 and FMA elsewhere.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
 }
 
 impl Lanes {
     /// The widest that this CPU has.
     pub fn detect() -> Self {
+        Self::all().pop().unwrap_or(Lanes::Portable)
+    }
+
+    /// All that this CPU has, the widest last.
+    pub fn all() -> Vec<Self> {
+        let mut all = vec![Lanes::Portable];
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            return Lanes::Avx2;
+            all.push(Lanes::Avx2);
+            if is_x86_feature_detected!("avx512f") {
+                all.push(Lanes::Avx512);
+            }
         }
-        Lanes::Portable
+        all
     }
 }
 
@@ -114,82 +132,151 @@ fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
 
 /// Declares `$name`, which picks `$body::<true>` compiled for AVX2 or `$body::<false>`.
 macro_rules! per_lanes {
-    ($(#[$doc:meta])* $name:ident, $body:ident $(<$generic:ident: $bound:path>)?, ($($arg:ident: $kind:ty),* $(,)?)) => {
+    ($(#[$doc:meta])* $name:ident, $body:ident, ($($arg:ident: $kind:ty),* $(,)?)) => {
         impl Lanes {
             $(#[$doc])*
             // The arguments are one loop's; a struct for each would only rename them.
             #[allow(clippy::too_many_arguments)]
-            pub fn $name $(<$generic: $bound>)? (self, $($arg: $kind),*) {
+            pub fn $name(self, $($arg: $kind),*) {
                 #[cfg(target_arch = "x86_64")]
                 #[target_feature(enable = "avx2,fma")]
-                fn wide $(<$generic: $bound>)? ($($arg: $kind),*) {
-                    $body::<true $(, $generic)?>($($arg),*)
+                fn wide($($arg: $kind),*) {
+                    $body::<true>($($arg),*)
                 }
                 match self {
-                    Lanes::Portable => $body::<false $(, $generic)?>($($arg),*),
-                    // SAFETY: `Avx2` is made by `detect` alone, after it found AVX2 and FMA.
+                    Lanes::Portable => $body::<false>($($arg),*),
+                    // SAFETY: these two are made by `all` alone, after it found AVX2 and FMA.
                     #[cfg(target_arch = "x86_64")]
-                    Lanes::Avx2 => unsafe { wide $(::<$generic>)? ($($arg),*) },
+                    Lanes::Avx2 | Lanes::Avx512 => unsafe { wide($($arg),*) },
                 }
             }
         }
     };
 }
 
-per_lanes! {
+impl Lanes {
     /// Adds source rows up: `out[x]` is the sum over `j` of `weights[j]` times the sample `x` of row
     /// `j`, rows being `stride` bytes apart from the start of `source`.
-    weigh_rows, weigh_rows<S: Sample>,
-    (source: &[u8], stride: usize, weights: &[f32], out: &mut [f32])
-}
-
-#[inline(always)]
-fn weigh_rows<const FUSED: bool, S: Sample>(source: &[u8], stride: usize, weights: &[f32], out: &mut [f32]) {
-    const GROUP: usize = 16;
-    let mut groups = out.chunks_exact_mut(GROUP);
-    let mut at = 0;
-    for group in &mut groups {
-        let mut sums = [0f32; GROUP];
-        let mut row = at;
-        for weight in weights {
-            let samples = &source[row..row + GROUP * S::BYTES];
-            for (sum, sample) in sums.iter_mut().zip(samples.chunks_exact(S::BYTES)) {
-                *sum = multiply_add::<FUSED>(S::read(sample), *weight, *sum);
-            }
-            row += stride;
-        }
-        group.copy_from_slice(&sums);
-        at += GROUP * S::BYTES;
+    pub fn weigh_rows<S: Sample>(self, source: &[u8], stride: usize, weights: &[f32], out: &mut [f32]) {
+        let done = match self {
+            Lanes::Portable => 0,
+            // SAFETY: these two are made by `all` alone, after it found the features.
+            #[cfg(target_arch = "x86_64")]
+            Lanes::Avx2 => unsafe { weigh_rows_avx2::<S>(source, stride, weights, out) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Lanes::Avx512 => unsafe { weigh_rows_avx512::<S>(source, stride, weights, out) },
+        };
+        weigh_rows::<S>(&source[done * S::BYTES..], stride, weights, &mut out[done..]);
     }
-    for sum in groups.into_remainder() {
-        *sum = 0.0;
-        for (j, weight) in weights.iter().enumerate() {
-            *sum = multiply_add::<FUSED>(S::read(&source[at + j * stride..]), *weight, *sum);
-        }
-        at += S::BYTES;
-    }
-}
 
-per_lanes! {
+    /// [`rows::weigh_across`] for these lanes, which must be [`Lanes::Avx512`].
+    #[cfg(target_arch = "x86_64")]
+    pub fn weigh_across<S: Sample>(
+        self,
+        source: &[u8],
+        stride: usize,
+        n: usize,
+        floats: &mut Vec<f32>,
+        weights: &rows::GroupedWeights,
+        out: &mut [f32],
+    ) {
+        assert_eq!(self, Lanes::Avx512);
+        // SAFETY: `Avx512` is made by `all` alone, after it found AVX-512F.
+        unsafe { rows::weigh_across::<S>(source, stride, n, floats, weights, out) }
+    }
+
+    /// [`rows::rgb_row`] for these lanes, which must be [`Lanes::Avx512`].
+    #[cfg(target_arch = "x86_64")]
+    pub fn rgb_row(self, yuv: [rows::Rows<'_>; 3], m: Coefficients, n: Normalize, rgb: [&mut [f32]; 3]) {
+        assert_eq!(self, Lanes::Avx512);
+        // SAFETY: `Avx512` is made by `all` alone, after it found AVX-512F.
+        unsafe { rows::rgb_row(yuv, m, n, rgb) }
+    }
+
     /// Adds columns up: `out[x][row]` is the sum of `columns[weights.start[x] - first + j][row]`
     /// under the weights of `x`; columns and outputs are [`ROWS`] values each.
-    weigh_columns, weigh_columns,
-    (columns: &[f32], first: usize, weights: &Weights, out: &mut [f32])
+    pub fn weigh_columns(self, columns: &[f32], first: usize, weights: &Weights, out: &mut [f32]) {
+        match self {
+            Lanes::Portable => weigh_columns(columns, first, weights, out),
+            // SAFETY: these two are made by `all` alone, after it found the features.
+            #[cfg(target_arch = "x86_64")]
+            Lanes::Avx2 => unsafe { weigh_columns_avx2(columns, first, weights, out) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Lanes::Avx512 => unsafe { weigh_columns_avx512(columns, first, weights, out) },
+        }
+    }
 }
 
-#[inline(always)]
-fn weigh_columns<const FUSED: bool>(columns: &[f32], first: usize, weights: &Weights, out: &mut [f32]) {
+/// # Safety
+/// The CPU has AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn weigh_rows_avx2<S: Sample>(source: &[u8], stride: usize, weights: &[f32], out: &mut [f32]) -> usize {
+    use sixteen::{Avx2, weigh_rows};
+    // SAFETY: this function has the features.
+    unsafe {
+        if S::BYTES == 2 {
+            weigh_rows::<Avx2, true>(source, stride, weights, out)
+        } else {
+            weigh_rows::<Avx2, false>(source, stride, weights, out)
+        }
+    }
+}
+
+/// # Safety
+/// The CPU has AVX-512F.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn weigh_rows_avx512<S: Sample>(source: &[u8], stride: usize, weights: &[f32], out: &mut [f32]) -> usize {
+    use sixteen::{Avx512, weigh_rows};
+    // SAFETY: this function has the features.
+    unsafe {
+        if S::BYTES == 2 {
+            weigh_rows::<Avx512, true>(source, stride, weights, out)
+        } else {
+            weigh_rows::<Avx512, false>(source, stride, weights, out)
+        }
+    }
+}
+
+/// # Safety
+/// The CPU has AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn weigh_columns_avx2(columns: &[f32], first: usize, weights: &Weights, out: &mut [f32]) {
+    // SAFETY: this function has the features.
+    unsafe { sixteen::weigh_columns::<sixteen::Avx2>(columns, first, weights, out) }
+}
+
+/// # Safety
+/// The CPU has AVX-512F.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn weigh_columns_avx512(columns: &[f32], first: usize, weights: &Weights, out: &mut [f32]) {
+    // SAFETY: this function has the features.
+    unsafe { sixteen::weigh_columns::<sixteen::Avx512>(columns, first, weights, out) }
+}
+
+fn weigh_rows<S: Sample>(source: &[u8], stride: usize, weights: &[f32], out: &mut [f32]) {
+    for (x, sum) in out.iter_mut().enumerate() {
+        *sum = 0.0;
+        for (j, weight) in weights.iter().enumerate() {
+            *sum += S::read(&source[j * stride + x * S::BYTES..]) * weight;
+        }
+    }
+}
+
+fn weigh_columns(columns: &[f32], first: usize, weights: &Weights, out: &mut [f32]) {
     for (i, out) in out.chunks_exact_mut(ROWS).take(weights.start.len()).enumerate() {
-        let from = (weights.start[i] - first) * ROWS;
-        let taps = weights.of(i);
-        let columns = &columns[from..from + taps.len() * ROWS];
-        let mut sums = [0f32; ROWS];
-        for (column, weight) in columns.chunks_exact(ROWS).zip(taps) {
-            for (sum, value) in sums.iter_mut().zip(column) {
-                *sum = multiply_add::<FUSED>(*value, *weight, *sum);
+        out.fill(0.0);
+        let columns = &columns[(weights.start[i] - first) * ROWS..];
+        for (column, weight) in columns.chunks_exact(ROWS).zip(weights.of(i)) {
+            for (sum, value) in out.iter_mut().zip(column) {
+                *sum += value * weight;
             }
         }
-        out.copy_from_slice(&sums);
     }
 }
 
@@ -252,12 +339,12 @@ impl Lanes {
         let (whole_down, whole_across) =
             if self == Lanes::Portable { (0, 0) } else { (down / 8 * 8, across / 8 * 8) };
         #[cfg(target_arch = "x86_64")]
-        if self == Lanes::Avx2 {
+        if self != Lanes::Portable {
             for y in (0..whole_down).step_by(8) {
                 for x in (0..whole_across).step_by(8) {
                     let from = &from[y * from_pitch + x..(y + 7) * from_pitch + x + 8];
                     let to = &mut to[x * to_pitch + y..(x + 7) * to_pitch + y + 8];
-                    // SAFETY: `Avx2` was detected; both slices hold eight rows of eight at their pitch.
+                    // SAFETY: AVX2 was detected; both slices hold eight rows of eight at their pitch.
                     unsafe { transpose_8x8(from.as_ptr(), from_pitch, to.as_mut_ptr(), to_pitch) };
                 }
             }
@@ -307,7 +394,7 @@ mod tests {
     fn transposes_any_size() {
         for (down, across) in [(1, 1), (8, 8), (16, 24), (16, 23), (7, 40), (13, 9)] {
             let from: Vec<f32> = (0..down * across).map(|i| i as f32).collect();
-            for lanes in [Lanes::Portable, Lanes::detect()] {
+            for lanes in Lanes::all() {
                 let mut to = vec![-1.0; down * across];
                 lanes.transpose(&from, across, (down, across), &mut to, down);
                 for y in 0..down {

@@ -2,11 +2,15 @@
 //! normalization, fused.
 //!
 //! Resizing and the colour matrix are both linear, so each plane is resized at its own resolution
-//! and the matrix meets only the samples of the result. Sixteen output rows are made at a time:
-//! their source rows are weighed down, the block is transposed, weighed across, converted, and
-//! transposed into place. Nothing of the picture's size is written except the scratch of
-//! interleaved formats.
+//! and the matrix meets only the samples of the result. There are two ways to the same numbers:
+//!
+//! - by blocks: sixteen output rows at a time, their source rows are weighed down, the block is
+//!   transposed, weighed across, converted, and transposed into place. For every format and CPU.
+//! - by rows ([`crate::lanes::rows`]): across first, then down. For planar YUV that hardly shrinks,
+//!   such as small clips, on CPUs with AVX-512.
 
+#[cfg(target_arch = "x86_64")]
+use crate::lanes::rows::{GroupedWeights, Rows, TOGETHER};
 use crate::{
     colour::ToRgb,
     lanes::{Byte, Coefficients, Lanes, Normalize, ROWS, Weights, Word},
@@ -90,7 +94,34 @@ struct Prepared {
     plan: Plan,
     across: [Weights; 2],
     down: [Weights; 2],
+    /// First and end of the source samples that `across` draws on.
+    span: [(usize, usize); 2],
     coefficients: Coefficients,
+    /// `across` for the way by rows, where that can be gone.
+    #[cfg(target_arch = "x86_64")]
+    by_rows: Option<[GroupedWeights; 2]>,
+}
+
+impl Prepared {
+    fn new(plan: Plan, lanes: Lanes) -> Self {
+        let across = plan.across.clone().map(Weights::from);
+        let _ = lanes;
+        Self {
+            span: plan.across.each_ref().map(|t| (t.span().start, t.span().end)),
+            down: plan.down.clone().map(Weights::from),
+            coefficients: Coefficients::from(plan.to_rgb),
+            #[cfg(target_arch = "x86_64")]
+            by_rows: match (plan.kind.format.layout, lanes) {
+                (Layout::Planar | Layout::SemiPlanar, Lanes::Avx512) => {
+                    let [luma, chroma] = across.each_ref().map(GroupedWeights::new);
+                    luma.zip(chroma).map(|(luma, chroma)| [luma, chroma])
+                }
+                _ => None,
+            },
+            across,
+            plan,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -100,6 +131,8 @@ struct Scratch {
     columns: Vec<f32>,
     blocks: [Vec<f32>; 3],
     turned: Vec<f32>,
+    floats: Vec<f32>,
+    across: [Vec<f32>; 3],
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -190,12 +223,24 @@ impl Preprocessor {
         let upright = picture.orientation == Orientation::default();
         let mut turned = std::mem::take(&mut self.scratch.turned);
         let target = if upright { &mut *out } else { sized(&mut turned, 3 * width * height) };
+        #[cfg(target_arch = "x86_64")]
+        if let Some(across) = &prepared.by_rows {
+            let words = picture.format.sample_bytes() == 2;
+            let run = if words { by_rows::<Word> } else { by_rows::<Byte> };
+            let scratch = (&mut self.scratch.floats, &mut self.scratch.across);
+            run(self.lanes, prepared, across, picture, &planes, scratch, self.recipe.normalize(), target);
+            if !upright {
+                turn(&turned, picture.orientation, (self.recipe.width, self.recipe.height), out);
+            }
+            self.scratch.turned = turned;
+            return Ok(());
+        }
         let mut blocks = self.scratch.blocks.each_mut().map(|b| sized(b, width.next_multiple_of(8) * ROWS));
         let normalize = self.recipe.normalize();
         for top in (0..height).step_by(ROWS) {
             for (component, plane) in planes.iter().enumerate() {
                 let chroma = usize::from(component > 0 && !picture.format.is_rgb());
-                let weights = (&prepared.across[chroma], &prepared.down[chroma]);
+                let weights = (&prepared.across[chroma], &prepared.down[chroma], prepared.span[chroma]);
                 let (rows, columns) = (&mut self.scratch.rows, &mut self.scratch.columns);
                 let block = &mut *blocks[component];
                 let words = picture.format.sample_bytes() == 2;
@@ -227,13 +272,7 @@ impl Preprocessor {
         if self.plans.len() == PLANS_KEPT {
             self.plans.remove(0);
         }
-        let plan = Plan::new(&self.recipe, picture);
-        self.plans.push(Prepared {
-            across: plan.across.clone().map(Weights::from),
-            down: plan.down.clone().map(Weights::from),
-            coefficients: Coefficients::from(plan.to_rgb),
-            plan,
-        });
+        self.plans.push(Prepared::new(Plan::new(&self.recipe, picture), self.lanes));
         self.plans.len() - 1
     }
 }
@@ -322,15 +361,13 @@ fn unpack<'a>(picture: &Picture<'a>, scratch: &'a mut [Vec<u8>; 3]) -> Vec<Plane
 fn resize_block<S: crate::lanes::Sample>(
     lanes: Lanes,
     plane: &Plane<'_>,
-    (across, down): (&Weights, &Weights),
+    (across, down, (first, end)): (&Weights, &Weights, (usize, usize)),
     top: usize,
     rows: &mut Vec<f32>,
     columns: &mut Vec<f32>,
     block: &mut [f32],
 ) {
-    let first = across.start.iter().min().copied().unwrap_or(0);
-    let last = across.start.iter().max().copied().unwrap_or(0) + across.width;
-    let n_columns = last - first;
+    let n_columns = end - first;
     let pitch = n_columns.next_multiple_of(8);
     let rows = sized(rows, pitch * ROWS);
     let columns = sized(columns, pitch * ROWS);
@@ -343,6 +380,52 @@ fn resize_block<S: crate::lanes::Sample>(
     }
     lanes.transpose(rows, pitch, (ROWS, n_columns), columns, ROWS);
     lanes.weigh_columns(columns, first, across, block);
+}
+
+/// The way by rows, for Y, U and V.
+#[cfg(target_arch = "x86_64")]
+#[expect(clippy::too_many_arguments, reason = "the parts of one preprocessor, borrowed apart")]
+fn by_rows<S: crate::lanes::Sample>(
+    lanes: Lanes,
+    prepared: &Prepared,
+    across: &[GroupedWeights; 2],
+    picture: &Picture<'_>,
+    planes: &[Plane<'_>],
+    (floats, rows): (&mut Vec<f32>, &mut [Vec<f32>; 3]),
+    normalize: Normalize,
+    out: &mut [f32],
+) {
+    let (width, height) = (prepared.plan.width, prepared.plan.height);
+    let (chroma_width, _) = picture.chroma_size();
+    let pitch = across[0].padded_len();
+    let needed: [_; 3] = std::array::from_fn(|c| prepared.plan.down[usize::from(c > 0)].span());
+    let mut made = needed.each_ref().map(|rows| rows.start);
+    for (rows, needed) in rows.iter_mut().zip(&needed) {
+        sized(rows, needed.end * pitch);
+    }
+    let (red, rest) = out.split_at_mut(width * height);
+    let (green, blue) = rest.split_at_mut(width * height);
+    for y in 0..height {
+        // Rows are made shortly before they are used, and are still in the nearest cache.
+        for (c, plane) in planes.iter().enumerate() {
+            let (down, n) = (&prepared.down[usize::from(c > 0)], if c > 0 { chroma_width } else { picture.width });
+            while made[c] < down.start[y] + down.width {
+                let together = TOGETHER.min(needed[c].end - made[c]);
+                let source = &plane.data[made[c] * plane.stride..];
+                let to = &mut rows[c][made[c] * pitch..][..together * pitch];
+                let across = &across[usize::from(c > 0)];
+                lanes.weigh_across::<S>(source, plane.stride, n, floats, across, to);
+                made[c] += together;
+            }
+        }
+        let component = |c: usize| {
+            let down = &prepared.down[usize::from(c > 0)];
+            Rows { floats: &rows[c][down.start[y] * pitch..], pitch, weights: down.of(y) }
+        };
+        let row = y * width..(y + 1) * width;
+        let rgb = [&mut red[row.clone()], &mut green[row.clone()], &mut blue[row]];
+        lanes.rgb_row([component(0), component(1), component(2)], prepared.coefficients, normalize, rgb);
+    }
 }
 
 /// Resized samples to the model's numbers, in place.

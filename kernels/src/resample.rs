@@ -76,19 +76,28 @@ impl Taps {
             let low = low.min(plane_len - 1);
             (low, high.max(low + 1))
         };
-        let width = (0..axis.crop_len).map(|i| window(i).1 - window(i).0).max().unwrap_or(1).min(plane_len);
-        let mut taps = Taps { start: Vec::new(), width, weights: Vec::new() };
+        let mut outputs = Vec::with_capacity(axis.crop_len);
         for i in 0..axis.crop_len {
             let (low, high) = window(i);
+            let weights = (low..high).map(|p| filter.at((p as f64 + 0.5 - centre(i)) / stretch));
+            let mut weights: Vec<f64> = weights.collect();
+            let sum: f64 = weights.iter().sum();
+            weights.iter_mut().for_each(|w| *w /= sum);
+            // The window's ends are generous; a sample that weighs nothing need not be read.
+            let skipped = weights.iter().take_while(|w| **w == 0.0).count();
+            let end = weights.iter().rposition(|w| *w != 0.0).map_or(skipped + 1, |last| last + 1);
+            outputs.push((low + skipped, weights[skipped..end].to_vec()));
+        }
+        let width = outputs.iter().map(|(_, w)| w.len()).max().unwrap_or(1);
+        let mut taps = Taps { start: Vec::new(), width, weights: Vec::new() };
+        for (low, weights) in outputs {
             let start = low.min(plane_len - width);
-            let row = taps.weights.len();
-            taps.weights.extend((start..start + width).map(|p| {
-                let inside = (low..high).contains(&p);
-                if inside { filter.at((p as f64 + 0.5 - centre(i)) / stretch) } else { 0.0 }
-            }));
-            let sum: f64 = taps.weights[row..].iter().sum();
-            taps.weights[row..].iter_mut().for_each(|w| *w /= sum);
+            let before = low - start;
             taps.start.push(start);
+            taps.weights.extend(std::iter::repeat_n(0.0, before));
+            let after = width - before - weights.len();
+            taps.weights.extend(weights);
+            taps.weights.extend(std::iter::repeat_n(0.0, after));
         }
         taps
     }

@@ -35,9 +35,10 @@ impl Counts {
 /// A line a stage: what its workers did with their time.
 pub fn stage_table(stages: &[StageMeter]) -> String {
     let mut table = String::from("stage    workers    items   busy  starved  blocked   MiB in\n");
+    let span = span_ns(stages);
     for stage in stages {
         let sum = stage.sum();
-        let [busy, starved, blocked] = shares(&sum);
+        let [busy, starved, blocked] = shares(stage, span);
         // Writing to a String does not fail.
         let _ = writeln!(
             table,
@@ -51,15 +52,23 @@ pub fn stage_table(stages: &[StageMeter]) -> String {
     table
 }
 
-/// Percent busy, starved and blocked.
-fn shares(sum: &WorkerMeter) -> [f64; 3] {
-    let total = (sum.busy_ns + sum.starved_ns + sum.blocked_ns).max(1) as f64;
-    [sum.busy_ns, sum.starved_ns, sum.blocked_ns].map(|ns| ns as f64 / total * 100.0)
+/// The time that the longest-living worker lived. A worker that is done early is none of the three.
+fn span_ns(stages: &[StageMeter]) -> u64 {
+    let lived = |w: &WorkerMeter| w.busy_ns + w.starved_ns + w.blocked_ns;
+    stages.iter().flat_map(|s| &s.workers).map(lived).max().unwrap_or(0).max(1)
+}
+
+/// Percent busy, starved and blocked of what the stage's workers had.
+fn shares(stage: &StageMeter, span_ns: u64) -> [f64; 3] {
+    let sum = stage.sum();
+    let had = span_ns as f64 * stage.workers.len() as f64;
+    [sum.busy_ns, sum.starved_ns, sum.blocked_ns].map(|ns| ns as f64 / had * 100.0)
 }
 
 /// The stage that is neither starved nor blocked, in a sentence.
 pub fn bottleneck(stages: &[StageMeter]) -> Option<String> {
-    let busy = |stage: &StageMeter| shares(&stage.sum())[0];
+    let span = span_ns(stages);
+    let busy = |stage: &StageMeter| shares(stage, span)[0];
     let slowest = stages.iter().filter(|s| s.sum().items > 0).max_by(|a, b| busy(a).total_cmp(&busy(b)))?;
     let mut others: Vec<&StageMeter> = stages.iter().filter(|s| s.stage != slowest.stage).collect();
     others.sort_by(|a, b| busy(b).total_cmp(&busy(a)));

@@ -210,7 +210,8 @@ fn is_video(caps: &gst::CapsRef) -> bool {
 fn is_framed(caps: &gst::CapsRef) -> bool {
     caps.structure(0).is_some_and(|s| {
         let nal_based = matches!(s.name().as_str(), "video/x-h264" | "video/x-h265");
-        !nal_based || s.has_field("codec_data")
+        let is_whole = s.get::<&str>("alignment") == Ok("au") && s.has_field("codec_data");
+        !nal_based || is_whole
     })
 }
 
@@ -274,6 +275,8 @@ fn reason(error: &gst::glib::Error) -> Reason {
         Reason::Unsupported(text)
     } else if error.matches(S::TypeNotFound) || error.matches(S::WrongType) {
         Reason::Unsupported("not a video format that is known here".into())
+    } else if text.contains("no playable streams") {
+        Reason::Empty("the file holds no stream that can be played".into())
     } else if error.matches(gst::ResourceError::Read) || error.matches(gst::ResourceError::NotFound) {
         Reason::Unreadable(text)
     } else {

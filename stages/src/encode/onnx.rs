@@ -46,10 +46,10 @@ pub fn session(file: &Path, threads: usize, library: &Path) -> Result<Session> {
     build().with_context(|| format!("cannot load {}", file.display()))
 }
 
-/// The version of the loaded library.
+/// What the library says of its build, without what does not tell two builds apart.
 pub fn version(library: &Path) -> Result<String> {
     environment(library)?;
-    Ok(ort::info().to_owned())
+    Ok(ort::info().trim_start_matches("ORT Build Info: ").to_owned())
 }
 
 /// The image tower as an ONNX Runtime session.
