@@ -35,7 +35,7 @@ const ELEMENTS: &[(&str, &str, bool, &[&str])] = &[
         "H.264, H.265, MPEG-4, VP8, VP9",
         "gstreamer1.0-libav",
         true,
-        &["avdec_h264", "avdec_h265", "avdec_mpeg4", "avdec_vp8", "avdec_vp9", "avdec_mjpeg", "avdemux_gif"],
+        &["avdec_h264", "avdec_h265", "avdec_mpeg4", "avdec_vp8", "avdec_vp9", "avdec_mjpeg"],
     ),
     (
         "transport streams, parsers, AV1, MXF",

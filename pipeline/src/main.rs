@@ -1,6 +1,6 @@
 //! Arguments → command → exit code.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand};
@@ -221,9 +221,11 @@ fn model(command: ModelCommand) -> Result<()> {
     Ok(())
 }
 
-#[expect(clippy::print_stdout, reason = "data goes to stdout, and this is where")]
+/// Data goes to stdout. A reader that has seen enough (`| head`) ends the program quietly.
 fn print(text: &str) {
-    println!("{text}");
+    if writeln!(std::io::stdout(), "{text}").is_err() {
+        std::process::exit(0);
+    }
 }
 
 #[expect(clippy::print_stderr, reason = "text for people goes to stderr, and this is where")]

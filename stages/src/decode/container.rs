@@ -83,7 +83,8 @@ impl Container {
         }
     }
 
-    /// The element that takes it apart; none for [`Container::Other`].
+    /// The element that takes it apart; none for GIF, which is not GStreamer's, and for
+    /// [`Container::Other`].
     pub fn demuxer(self) -> Option<&'static str> {
         Some(match self {
             Self::Avi => "avidemux",
@@ -96,8 +97,7 @@ impl Container {
             Self::Asf => "asfdemux",
             Self::RealMedia => "rmdemux",
             Self::Mxf => "mxfdemux",
-            Self::Gif => "avdemux_gif",
-            Self::Other => return None,
+            Self::Gif | Self::Other => return None,
         })
     }
 

@@ -8,6 +8,7 @@
 mod chain;
 mod codec;
 pub mod container;
+mod gif;
 pub mod sample;
 pub mod software;
 mod source;

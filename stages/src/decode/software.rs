@@ -9,6 +9,7 @@ use super::{
     Decoder, Decoding, PictureSink, StreamEnd,
     chain::{Chain, Deliver, Listener},
     container::Container,
+    gif,
     sample::PacketTimes,
     surface::Surface,
 };
@@ -35,6 +36,11 @@ impl SoftwareDecoder {
 
 impl Decoding for Chain {}
 
+/// What was done at once.
+struct Nothing;
+
+impl Decoding for Nothing {}
+
 impl Decoder for SoftwareDecoder {
     fn start(
         &mut self,
@@ -43,6 +49,9 @@ impl Decoder for SoftwareDecoder {
         sink: Box<dyn PictureSink>,
     ) -> Result<Box<dyn Decoding>, Reason> {
         let container = Container::of(file.bytes());
+        if container == Container::Gif {
+            return gif::start(file, keyframes_only, sink);
+        }
         let pictures = Pictures {
             sink,
             keyframes_only,
@@ -62,8 +71,13 @@ impl Decoder for SoftwareDecoder {
         file: &Arc<MappedFile>,
         found: crossbeam_channel::Sender<Result<PacketTimes, Reason>>,
     ) -> Result<Box<dyn Decoding>, Reason> {
-        let packets = Packets { pts: Vec::new(), end: None, found };
         let container = Container::of(file.bytes());
+        if container == Container::Gif {
+            // The receiver is the caller of this function, and there.
+            let _ = found.send(gif::packet_times(file));
+            return Ok(Box::new(Nothing));
+        }
+        let packets = Packets { pts: Vec::new(), end: None, found };
         Ok(Box::new(Chain::start(file, container, Deliver::Packets, packets)?))
     }
 }

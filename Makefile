@@ -1,0 +1,91 @@
+# What README names. `make demo` and `make test` set up everything they need.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+# Models, ONNX Runtime and demo clips; clipmill looks in the same place.
+export CLIPMILL_HOME ?= $(or $(XDG_DATA_HOME),$(HOME)/.local/share)/clipmill
+
+# Names are the same on Debian 12 and Ubuntu 24.04.
+BUILD_PACKAGES := build-essential pkg-config libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev
+RUN_PACKAGES := gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad \
+	gstreamer1.0-plugins-ugly gstreamer1.0-libav
+SETUP_PACKAGES := python3 python3-venv ca-certificates
+PYTHON := $(CLIPMILL_HOME)/setup-venv/bin/python
+PEERS := .venv/bin/python
+
+.PHONY: help packages setup demo test check bench bench-peers
+help:
+	@echo "make demo    set up, index a handful of real clips, search them"
+	@echo "make test    set up, run all tests"
+	@echo "make setup   Debian packages, ONNX Runtime, the default model"
+	@echo "make check   formatting and lints"
+	@echo "make bench   each stage alone, then the whole; results in benches/results/"
+
+# Quick where all are there; asks nothing.
+packages:
+	@missing=(); for p in $(BUILD_PACKAGES) $(RUN_PACKAGES) $(SETUP_PACKAGES); do \
+		dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'install ok installed' || missing+=($$p); \
+	done; \
+	if [ $${#missing[@]} -gt 0 ]; then \
+		echo "installing Debian packages: $${missing[*]}"; \
+		root=$$([ $$(id -u) = 0 ] || echo "sudo -n"); \
+		$$root apt-get update -qq || true; \
+		$$root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+			"$${missing[@]}" > /dev/null || { echo "error: could not install them; as root: apt-get install $${missing[*]}"; exit 1; }; \
+	fi
+	@command -v cargo > /dev/null || { echo "error: cargo is missing; install Rust 1.95 or newer (rustup.rs)"; exit 1; }
+
+$(PYTHON):
+	@mkdir -p $(CLIPMILL_HOME)
+	@python3 -m venv $(CLIPMILL_HOME)/setup-venv
+	@$@ -m pip install -q --disable-pip-version-check numpy==2.4.6 onnx==1.23.2
+
+setup: packages
+	@$(MAKE) -s $(PYTHON)
+	@$(PYTHON) stages/models/fetch.py --home $(CLIPMILL_HOME)
+
+# The concept bank is made by clipmill itself, with the tokenizer that searches will use.
+BANK := $(CLIPMILL_HOME)/models/efficientnet-lite0-minilm/concepts.npy
+
+demo: setup
+	@cargo build --release --quiet -p pipeline
+	@[ -f $(BANK) ] || target/release/clipmill model build efficientnet-lite0-minilm
+	@mkdir -p runs/demo-clips && cp -n $(CLIPMILL_HOME)/clips/*.mp4 $(CLIPMILL_HOME)/clips/*.mpg runs/demo-clips/
+	@echo "$$ clipmill run configs/demo.toml"
+	@target/release/clipmill run configs/demo.toml
+	@echo; echo '$$ clipmill search runs/demo "people riding bicycles" -k 3'
+	@target/release/clipmill search runs/demo "people riding bicycles" -k 3
+	@echo; echo '$$ clipmill search runs/demo "a rabbit in a meadow" -k 3'
+	@target/release/clipmill search runs/demo "a rabbit in a meadow" -k 3
+
+test: setup
+	cargo build --workspace --all-targets
+	@[ -f $(BANK) ] || target/debug/clipmill model build efficientnet-lite0-minilm
+	CLIPMILL_REQUIRE_MODEL=1 cargo test --workspace --no-fail-fast
+
+check: packages
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --quiet -- -D warnings
+
+# Clips shaped like UCF101's, made from the demo clips; see benches/peers/README.md.
+BENCH_CLIPS ?= runs/bench-clips
+export BENCH_RESULTS ?= $(CURDIR)/benches/results/$(shell date +%F)-$(shell hostname)
+
+$(PEERS):
+	@python3 -m venv .venv
+	@$@ -m pip install -q --disable-pip-version-check -r benches/peers/requirements.txt
+
+bench: setup $(PEERS)
+	@cargo build --release --quiet -p pipeline
+	@[ -f $(BANK) ] || target/release/clipmill model build efficientnet-lite0-minilm
+	@[ -d $(BENCH_CLIPS) ] || $(PEERS) benches/peers/make_clips.py $(BENCH_CLIPS) 60 --source $(CLIPMILL_HOME)/clips
+	cargo bench -p benches --bench preprocess
+	cargo bench -p benches --bench edge
+	cargo bench -p benches --bench stages -- $(BENCH_CLIPS)
+
+bench-peers: setup $(PEERS)
+	@cargo build --release --quiet -p pipeline
+	@[ -d $(BENCH_CLIPS) ] || $(PEERS) benches/peers/make_clips.py $(BENCH_CLIPS) 60 --source $(CLIPMILL_HOME)/clips
+	$(PEERS) benches/peers/compare.py job configs/throughput.toml $(BENCH_CLIPS) \
+		$(CLIPMILL_HOME)/models/efficientnet-lite0-minilm --clipmill target/release/clipmill
