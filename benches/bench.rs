@@ -60,7 +60,11 @@ pub fn save(name: &str, cases: &[Case]) -> Result<()> {
     let Some(folder) = std::env::var_os("BENCH_RESULTS").map(PathBuf::from) else { return Ok(()) };
     fs::create_dir_all(&folder)?;
     let cpu = fs::read_to_string("/proc/cpuinfo")?;
-    let cpu = cpu.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or("unknown").trim_start_matches(['\t', ' ', ':']);
+    let cpu = cpu
+        .lines()
+        .find_map(|l| l.strip_prefix("model name"))
+        .unwrap_or("unknown")
+        .trim_start_matches(['\t', ' ', ':']);
     let commit = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output()?;
     let kept = serde_json::json!({
         "bench": name,

@@ -98,7 +98,8 @@ fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     if let [file, width, height] = &args[..] {
         let bytes = std::fs::read(file).with_context(|| format!("cannot read {file}"))?;
-        let frames = Frames { width: width.parse()?, height: height.parse()?, format: PixelFormat::I420, bytes };
+        let frames =
+            Frames { width: width.parse()?, height: height.parse()?, format: PixelFormat::I420, bytes };
         let us = measure(&frames, Lanes::detect())?;
         print(&serde_json::json!({ "us_per_image": us }).to_string());
         return Ok(());

@@ -21,7 +21,10 @@ use stages::{
     decode::Decode,
     encode::Encode,
     index::{self, Index, ledger::Ledger, schema::VectorShape, shard::Provenance},
-    item::{ClipEnd, ClipId, ClipRef, EmbeddingBatch, EncodedClip, FileIdentity, FrameBatch, FrameInfo, Indexed, Pts},
+    item::{
+        ClipEnd, ClipId, ClipRef, EmbeddingBatch, EncodedClip, FileIdentity, FrameBatch, FrameInfo, Indexed,
+        Pts,
+    },
     load::Load,
     model::{Home, Model},
     stage::Stage,
@@ -100,7 +103,12 @@ fn frame_batches(clips: &[Arc<ClipRef>], counts: &[u32], batch: usize, tensor_le
         let chunks: Vec<&[FrameInfo]> = infos.chunks(batch).collect();
         for (i, frames) in chunks.iter().enumerate() {
             let end = (i + 1 == chunks.len()).then(|| Box::new(end(*n)));
-            batches.push(FrameBatch { clip: clip.clone(), frames: frames.to_vec(), tensors: pool.take(), end });
+            batches.push(FrameBatch {
+                clip: clip.clone(),
+                frames: frames.to_vec(),
+                tensors: pool.take(),
+                end,
+            });
         }
     }
     batches
@@ -186,17 +194,24 @@ fn main() -> Result<()> {
         }
         1
     };
-    cases.push(alone("decode", "clips", config.decode.workers, loaded, ends, move || Decode::open(settings.clone()))?);
+    cases.push(alone("decode", "clips", config.decode.workers, loaded, ends, move || {
+        Decode::open(settings.clone())
+    })?);
     anyhow::ensure!(cases[1].n == n_loaded as u64, "some clips do not decode: choose others");
     let counts = counts.lock().map_err(|_| anyhow!("poisoned"))?.clone();
 
     let n_frames: u64 = counts.iter().map(|n| u64::from(*n)).sum();
     // All frames at once would not fit: enough of them for a steady figure.
-    let few = refs.len().min((2 << 30) / (n_frames as usize / refs.len().max(1) + 8) / (4 * model.recipe().tensor_len()));
-    let batches = frame_batches(&refs[..few], &counts[..few], config.encode.batch, model.recipe().tensor_len());
+    let few = refs
+        .len()
+        .min((2 << 30) / (n_frames as usize / refs.len().max(1) + 8) / (4 * model.recipe().tensor_len()));
+    let batches =
+        frame_batches(&refs[..few], &counts[..few], config.encode.batch, model.recipe().tensor_len());
     let (settings, library) = (encode_settings(&config, &model), home.onnxruntime());
     let rows = |b: &EmbeddingBatch| b.frames.len() as u64;
-    cases.push(alone("encode", "frames", config.encode.workers, batches, rows, move || Encode::open(&settings, &library))?);
+    cases.push(alone("encode", "frames", config.encode.workers, batches, rows, move || {
+        Encode::open(&settings, &library)
+    })?);
 
     let rows = embedding_batches(&refs, &counts, model.card.joint.dim);
     let folder = scratch.path().join("index");
@@ -207,19 +222,31 @@ fn main() -> Result<()> {
         shard_rows: config.index.shard_rows,
         shape,
         extra_columns: Vec::new(),
-        provenance: Provenance { model: String::new(), model_hash: String::new(), preprocess_hash: String::new() },
+        provenance: Provenance {
+            model: String::new(),
+            model_hash: String::new(),
+            preprocess_hash: String::new(),
+        },
     };
-    cases.push(alone("index", "clips", 1, rows, |i: &Indexed| u64::from(matches!(i, Indexed::Clip { .. })), move || {
-        let ledger = ledger.lock().ok().and_then(|mut l| l.take()).context("one worker")?;
-        Ok(Index::open(settings.clone(), ledger))
-    })?);
+    cases.push(alone(
+        "index",
+        "clips",
+        1,
+        rows,
+        |i: &Indexed| u64::from(matches!(i, Indexed::Clip { .. })),
+        move || {
+            let ledger = ledger.lock().ok().and_then(|mut l| l.take()).context("one worker")?;
+            Ok(Index::open(settings.clone(), ledger))
+        },
+    )?);
 
     let whole = Case::measure("the whole line", "clips", || {
         run::run(config.clone(), Options { quiet: true, limit: None })?;
         Ok(n_loaded as u64)
     })?;
     let frames_a_clip = n_frames as f64 / refs.len() as f64;
-    let clips_a_second = |c: &Case| if c.unit == "frames" { c.per_wall_s() / frames_a_clip } else { c.per_wall_s() };
+    let clips_a_second =
+        |c: &Case| if c.unit == "frames" { c.per_wall_s() / frames_a_clip } else { c.per_wall_s() };
     let slowest = cases.iter().map(clips_a_second).fold(f64::INFINITY, f64::min);
     print(&format!(
         "{n_frames} frames of {} clips; the whole line does {:.2} of its slowest stage alone ({:.1} of {:.1} clips/s)",

@@ -21,7 +21,8 @@ fn the_smallest_configuration_gets_all_defaults() {
     let config = parse(SMALLEST, &[]).unwrap();
     assert_eq!(config.sampling, Sampling::EveryMs(500));
     assert_eq!((config.decode.workers, config.encode.workers, config.encode.threads), (4, 4, 1));
-    let plan: Vec<String> = config.settings.iter().map(|s| format!("{} = {} ({})", s.key, s.value, s.from)).collect();
+    let plan: Vec<String> =
+        config.settings.iter().map(|s| format!("{} = {} ({})", s.key, s.value, s.from)).collect();
     insta::assert_snapshot!(plan.join("\n"), @r#"
     input.clips = "clips" (line 2)
     input.label = "auto" (default)
@@ -86,7 +87,11 @@ run.toml:11: unknown key decode.stal_s; did you mean decode.stall_s?",
 #[test]
 fn two_sampling_rules_are_one_too_many() {
     let text = format!("{SMALLEST}[sample]\nevery_ms = 100\nfps = 2.0\n");
-    check_errors(&text, &[], "run.toml:7: only one rule can choose the frames, but there are sample.every_ms and sample.fps");
+    check_errors(
+        &text,
+        &[],
+        "run.toml:7: only one rule can choose the frames, but there are sample.every_ms and sample.fps",
+    );
 }
 
 #[test]
@@ -101,8 +106,16 @@ fn an_override_replaces_the_file_and_is_checked_like_it() {
     let config = parse(&text, &["sample.count=8", "input.clips=other clips", "decode.workers=3"]).unwrap();
     assert_eq!(config.sampling, Sampling::Count(8));
     assert_eq!((config.input.clips.as_str(), config.decode.workers), ("other clips", 3));
-    check_errors(&text, &["decode.worker=3"], "--set: unknown key decode.worker; did you mean decode.workers?");
-    check_errors(&text, &["decode.workers=-3"], "--set: decode.workers is -3, needs a whole number from 0 to 256");
+    check_errors(
+        &text,
+        &["decode.worker=3"],
+        "--set: unknown key decode.worker; did you mean decode.workers?",
+    );
+    check_errors(
+        &text,
+        &["decode.workers=-3"],
+        "--set: decode.workers is -3, needs a whole number from 0 to 256",
+    );
     assert!("no equals sign".parse::<Override>().is_err());
 }
 
@@ -131,7 +144,8 @@ fn every_rule_can_be_asked_for() {
 fn any_text_is_answered() {
     use proptest::prelude::*;
     let words = prop::sample::select(vec![
-        "[input]", "[decode]", "[[a]]", "clips", "workers", "=", "\"", "'", "1", "-1e9", "true", "\n", "#", ".", "é", "\0", "{", "}",
+        "[input]", "[decode]", "[[a]]", "clips", "workers", "=", "\"", "'", "1", "-1e9", "true", "\n", "#",
+        ".", "é", "\0", "{", "}",
     ]);
     proptest!(|(parts in prop::collection::vec(words, 0..40))| {
         let text = parts.join(" ");

@@ -34,12 +34,20 @@ fn a_folder_becomes_the_tables_that_the_schema_names() {
     let site = Site::new();
     let made = folder_of_all(&site);
     let done = site.run(&[("input.label", "\"parent\""), ("sample.every_ms", "500")]).expect(0);
-    assert!(done.last_line().starts_with("finished: 10 of 10 clips indexed; 40 frames in "), "{}", done.last_line());
+    assert!(
+        done.last_line().starts_with("finished: 10 of 10 clips indexed; 40 frames in "),
+        "{}",
+        done.last_line()
+    );
 
     let (frames, clips, rejects) = (site.table("frames"), site.table("clips"), site.table("rejects"));
     let own = [("clip_id", UInt64), ("path", Utf8), ("label", Utf8)];
-    let of_frames =
-        [("frame_index", UInt32), ("pts_ns", Int64), ("is_keyframe", Boolean), ("embedding", vector_type(DIM))];
+    let of_frames = [
+        ("frame_index", UInt32),
+        ("pts_ns", Int64),
+        ("is_keyframe", Boolean),
+        ("embedding", vector_type(DIM)),
+    ];
     assert_eq!(columns(&frames), wanted_columns(&[&own[..], &of_frames].concat(), &["label"]));
     let of_clips = [
         ("content_hash", Utf8),
@@ -159,9 +167,16 @@ fn a_finished_run_has_nothing_to_do() {
     site.run(&[]).expect(0);
     let before = site.files();
     let again = site.run(&[]).expect(0);
-    assert!(again.last_line().contains("10 of 10 clips indexed (10 unchanged from an earlier run); 0 frames"), "{}", again.last_line());
+    assert!(
+        again.last_line().contains("10 of 10 clips indexed (10 unchanged from an earlier run); 0 frames"),
+        "{}",
+        again.last_line()
+    );
     let counts = &site.record()["outcome"]["counts"];
-    assert_eq!((&counts["indexed"], &counts["indexed_before"], &counts["frames"]), (&10.into(), &10.into(), &0.into()));
+    assert_eq!(
+        (&counts["indexed"], &counts["indexed_before"], &counts["frames"]),
+        (&10.into(), &10.into(), &0.into())
+    );
     assert_eq!(before, site.files());
 }
 
@@ -195,7 +210,9 @@ fn a_run_with_other_settings_is_refused() {
     site.run(&[("sample.every_ms", "500")]).expect(0);
     let before = site.files();
     site.run(&[("sample.every_ms", "250")]).expect(2).says(&["sample.every_ms: there 500, here 250"]);
-    site.run(&[("sample.all", "true")]).expect(2).says(&["sample.all: there not set, here true", "sample.every_ms: there 500"]);
+    site.run(&[("sample.all", "true")])
+        .expect(2)
+        .says(&["sample.all: there not set, here true", "sample.every_ms: there 500"]);
     site.run(&[("sample.every_ms", "500"), ("decode.matrix", "\"bt709\"")])
         .expect(2)
         .says(&["decode.matrix: there \"bt601\", here \"bt709\"", "preprocessing hash: there"]);
@@ -218,7 +235,9 @@ fn limit_set_and_quiet_do_what_they_say() {
     let clips = site.table("clips");
     assert_eq!(clips.numbers("n_sampled"), [2, 2, 2]);
     assert_eq!(site.record()["limit"], 3);
-    site.run_with(&[], &["--limit", "5", "--set", "sample.count=2"]).expect(0).says(&["5 of 5 clips", "3 unchanged"]);
+    site.run_with(&[], &["--limit", "5", "--set", "sample.count=2"])
+        .expect(0)
+        .says(&["5 of 5 clips", "3 unchanged"]);
     site.run_with(&[], &["--set", "sample.count=2"]).expect(0).says(&["10 of 10 clips indexed (5 unchanged"]);
     assert_eq!(site.table("clips").len(), 10);
     site.run_with(&[], &["--limit", "0"]).expect(2);

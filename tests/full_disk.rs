@@ -33,7 +33,13 @@ fn a_full_disk_ends_the_run_and_the_next_one_completes_it() {
         make_at(&site.path(&format!("clips/small-{n}.mp4")), &Clip::counting(H264_MP4));
     }
     // Enough rows that its shard outgrows the limit, and last in the list.
-    let long = Clip { n_frames: 3000, show: Show::Pattern("ball"), width: 32, height: 32, ..Clip::counting(MPEG4_AVI) };
+    let long = Clip {
+        n_frames: 3000,
+        show: Show::Pattern("ball"),
+        width: 32,
+        height: 32,
+        ..Clip::counting(MPEG4_AVI)
+    };
     make_at(&site.path("clips/z-long.avi"), &long);
     // One worker a stage keeps the order of the list.
     let settings = [
@@ -70,7 +76,11 @@ fn a_disk_full_from_the_start_loses_nothing() {
     let config = site.config(&[]);
     let failed = run_limited(&config, 0);
     assert!(matches!(failed.code, Some(1 | 2)), "{failed:?}");
-    assert!(failed.stderr.contains(site.path("out").to_str().unwrap()), "it names the file: {}", failed.stderr);
+    assert!(
+        failed.stderr.contains(site.path("out").to_str().unwrap()),
+        "it names the file: {}",
+        failed.stderr
+    );
     site.run(&[]).expect(0).says(&["1 of 1 clips indexed"]);
     assert_eq!(partials(&site.path("out")), Vec::<String>::new());
 }

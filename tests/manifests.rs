@@ -41,7 +41,10 @@ fn a_folder_gives_its_videos_by_name_and_nothing_else() {
     assert_eq!(names(&entries), want.map(|(n, l)| (n.to_owned(), Some(l))));
     // A glob finds by its pattern alone.
     let glob = read(&dir.path().join("*/*.mp4"), Label::None);
-    assert_eq!(names(&glob), [("1.mp4".to_owned(), None), (".hidden.mp4".to_owned(), None)].map(|x| x)[..1].to_vec());
+    assert_eq!(
+        names(&glob),
+        [("1.mp4".to_owned(), None), (".hidden.mp4".to_owned(), None)].map(|x| x)[..1].to_vec()
+    );
     // One file is a list of one.
     assert_eq!(names(&read(&dir.path().join("top.mkv"), Label::None)), [("top.mkv".to_owned(), None)]);
 }
@@ -59,7 +62,8 @@ fn every_kind_of_manifest_says_the_same() {
         "m.jsonl",
         "{\"path\": \"a.mp4\", \"label\": \"cat\", \"take\": 1}\n\n{\"take\": 2, \"path\": \"sub/b, c.mp4\", \"label\": null}\n",
     );
-    let fields = ["take", "path", "label"].map(|n| Field::new(n, if n == "take" { DataType::Int64 } else { DataType::Utf8 }, true));
+    let fields = ["take", "path", "label"]
+        .map(|n| Field::new(n, if n == "take" { DataType::Int64 } else { DataType::Utf8 }, true));
     let schema = Arc::new(Schema::new(fields.to_vec()));
     let columns: Vec<ArrayRef> = vec![
         Arc::new(Int64Array::from(vec![1, 2])),
@@ -103,7 +107,12 @@ fn a_list_that_makes_no_sense_is_refused_by_name() {
     check("short.csv", "path,take\na.mp4,1\nb.mp4\n", Label::Auto, "record 2");
     check("empty-path.csv", "path,take\n,1\n", Label::Auto, ":2: the row has no path");
     check("broken.jsonl", "{\"path\": \"a.mp4\"}\nnot json\n", Label::Auto, ":2: not a JSON object");
-    check("clash.csv", "path,codec\na.mp4,x\n", Label::Auto, "\"codec\" has the name of one of clipmill's own");
+    check(
+        "clash.csv",
+        "path,codec\na.mp4,x\n",
+        Label::Auto,
+        "\"codec\" has the name of one of clipmill's own",
+    );
     check("none.txt", "# nothing\n", Label::Auto, "holds no clips");
     check("bad.parquet", "not parquet", Label::Auto, "");
     let folder = dir.path().join("empty");

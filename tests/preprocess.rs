@@ -39,7 +39,14 @@ fn goldens() -> Vec<Golden> {
 
 /// A recipe without normalization, and with a model's.
 fn recipe(mean: [f32; 3], std: [f32; 3]) -> Recipe {
-    Recipe { width: SIDE, height: SIDE, resize: Resize::ShorterSide(SIDE), filter: Filter::Bicubic, mean, std }
+    Recipe {
+        width: SIDE,
+        height: SIDE,
+        resize: Resize::ShorterSide(SIDE),
+        filter: Filter::Bicubic,
+        mean,
+        std,
+    }
 }
 
 fn plain() -> Recipe {
@@ -67,10 +74,10 @@ fn ours_of_full_chroma(golden: &Golden) -> Vec<f32> {
             (at as usize, (at as usize + 1).min(n - 1), at.fract())
         };
         let sample = |i: usize| {
-            let ((x0, x1, fx), (y0, y1, fy)) = (near((i % w) as f64 / 2.0, cw), near(((i / w) as f64 - 0.5) / 2.0, ch));
-            let across = |y: usize| {
-                f64::from(plane[y * cw + x0]) * (1.0 - fx) + f64::from(plane[y * cw + x1]) * fx
-            };
+            let ((x0, x1, fx), (y0, y1, fy)) =
+                (near((i % w) as f64 / 2.0, cw), near(((i / w) as f64 - 0.5) / 2.0, ch));
+            let across =
+                |y: usize| f64::from(plane[y * cw + x0]) * (1.0 - fx) + f64::from(plane[y * cw + x1]) * fx;
             (across(y0) * (1.0 - fy) + across(y1) * fy).round() as u8
         };
         (0..w * h).map(sample).collect()
@@ -80,7 +87,13 @@ fn ours_of_full_chroma(golden: &Golden) -> Vec<f32> {
     tensor([(y, w), (&full(u), w), (&full(v), w)], golden, format, Colour::default(), &plain())
 }
 
-fn tensor(planes: [(&[u8], usize); 3], of: &Golden, format: PixelFormat, colour: Colour, recipe: &Recipe) -> Vec<f32> {
+fn tensor(
+    planes: [(&[u8], usize); 3],
+    of: &Golden,
+    format: PixelFormat,
+    colour: Colour,
+    recipe: &Recipe,
+) -> Vec<f32> {
     let planes = planes.map(|(data, stride)| Plane { data, stride });
     let orientation = Orientation::default();
     let picture = Picture { planes, width: of.width, height: of.height, format, colour, orientation };
@@ -164,7 +177,9 @@ fn the_default_model_sees_little_difference() {
             let tensors = [ours(golden, colour, &recipe), theirs(golden, &recipe)].concat();
             let vectors = encoder.encode(&tensors, 2).unwrap().embeddings;
             let (a, b) = vectors.split_at(model.card.image.dim);
-            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+            let dot = |a: &[f32], b: &[f32]| {
+                a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+            };
             dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
         };
         goldens.iter().map(cosine).collect()

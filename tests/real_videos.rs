@@ -57,7 +57,10 @@ fn every_real_video_ends_once_and_has_its_frames() {
     let listed: BTreeSet<&String> = paths.iter().collect();
     wrong.extend(ends.keys().filter(|p| !listed.contains(p)).map(|p| format!("{p}: is not in the list")));
     wrong.extend(
-        paths.iter().filter(|p| ends.get(*p).map_or(0, Vec::len) != 1).map(|p| format!("{p}: ends as {:?}", ends.get(p))),
+        paths
+            .iter()
+            .filter(|p| ends.get(*p).map_or(0, Vec::len) != 1)
+            .map(|p| format!("{p}: ends as {:?}", ends.get(p))),
     );
 
     let frames: BTreeMap<String, i64> = lines(support::data("real_videos_pyav.tsv"))
@@ -65,17 +68,32 @@ fn every_real_video_ends_once_and_has_its_frames() {
         .map(|row| (row[0].clone(), row[1].parse().unwrap()))
         .collect();
     for row in &manifest {
-        let is_without = ["audio-only", "no-packets"].iter().any(|note| row[11].split(',').any(|n| n == *note));
-        assert!(!is_without || frames[&row[0]] == 0, "{}: {} frames, but it is {}", row[0], frames[&row[0]], row[11]);
+        let is_without =
+            ["audio-only", "no-packets"].iter().any(|note| row[11].split(',').any(|n| n == *note));
+        assert!(
+            !is_without || frames[&row[0]] == 0,
+            "{}: {} frames, but it is {}",
+            row[0],
+            frames[&row[0]],
+            row[11]
+        );
     }
     let exceptions: BTreeMap<String, i64> = lines(support::data("real_videos_exceptions.tsv"))
         .into_iter()
         .map(|row| {
-            assert!(row.len() == 3 && !row[2].is_empty(), "an exception has a path, a count and a reason: {row:?}");
+            assert!(
+                row.len() == 3 && !row[2].is_empty(),
+                "an exception has a path, a count and a reason: {row:?}"
+            );
             (row[0].clone(), row[1].parse().unwrap())
         })
         .collect();
-    wrong.extend(exceptions.keys().filter(|p| !listed.contains(p)).map(|p| format!("exception {p}: is not in the list")));
+    wrong.extend(
+        exceptions
+            .keys()
+            .filter(|p| !listed.contains(p))
+            .map(|p| format!("exception {p}: is not in the list")),
+    );
     for row in &manifest {
         let path = &row[0];
         let Some([end]) = ends.get(path).map(Vec::as_slice) else { continue };
@@ -83,9 +101,15 @@ fn every_real_video_ends_once_and_has_its_frames() {
         wrong.extend((end == &Ok(0)).then(|| format!("{path}: is indexed without a frame")));
         let (found, truth) = (*end.as_ref().unwrap_or(&0), frames[path]);
         match exceptions.get(path) {
-            Some(known) if found != *known => wrong.push(format!("exception {path}: {end:?}, not {known} frames")),
-            Some(known) if truth == *known => wrong.push(format!("exception {path}: is none, {known} is right")),
-            None if found != truth => wrong.push(format!("{path}: {end:?}, not {truth} frames ({})", row[11])),
+            Some(known) if found != *known => {
+                wrong.push(format!("exception {path}: {end:?}, not {known} frames"))
+            }
+            Some(known) if truth == *known => {
+                wrong.push(format!("exception {path}: is none, {known} is right"))
+            }
+            None if found != truth => {
+                wrong.push(format!("{path}: {end:?}, not {truth} frames ({})", row[11]))
+            }
             _ => (),
         }
     }

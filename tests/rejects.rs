@@ -72,9 +72,13 @@ fn check_ends(site: &Site, done: &Outcome, wanted: &BTreeMap<String, End>) {
     let record = site.record();
     assert_eq!(record["status"], "finished");
     let counts = &record["outcome"]["counts"];
-    for (name, number) in
-        [("listed", listed), ("indexed", indexed), ("rejected", rejected), ("damaged", damaged), ("frames", frames.len())]
-    {
+    for (name, number) in [
+        ("listed", listed),
+        ("indexed", indexed),
+        ("rejected", rejected),
+        ("damaged", damaged),
+        ("frames", frames.len()),
+    ] {
         assert_eq!(counts[name], number, "{name} in {counts}");
     }
     let told = |start: &str| done.stderr.lines().filter(|l| l.starts_with(start)).count();
@@ -162,7 +166,11 @@ fn every_bad_file_of_a_folder_is_one_reject() {
 
     // Rejects are not tried again, nor told again.
     let again = site.run(&[]).expect(3);
-    assert!(again.last_line().contains("7 of 15 clips indexed (7 unchanged from an earlier run), 8 rejected"), "{}", again.last_line());
+    assert!(
+        again.last_line().contains("7 of 15 clips indexed (7 unchanged from an earlier run), 8 rejected"),
+        "{}",
+        again.last_line()
+    );
     assert_eq!(site.table("rejects").len(), 8);
 }
 

@@ -9,7 +9,8 @@ use support::{
     run::{Outcome, Site, clipmill},
 };
 
-const COLOURS: [(&str, [u8; 3]); 4] = [("red", RED), ("green", GREEN), ("blue", BLUE), ("white", [235, 128, 128])];
+const COLOURS: [(&str, [u8; 3]); 4] =
+    [("red", RED), ("green", GREEN), ("blue", BLUE), ("white", [235, 128, 128])];
 
 /// A run over a clip of each colour, with the CLIP-shaped model.
 fn coloured_run() -> Site {
@@ -38,7 +39,10 @@ fn hits(site: &Site, query: &[&str]) -> Vec<serde_json::Value> {
     for (i, hit) in found.iter().enumerate() {
         assert_eq!(hit["rank"], i + 1);
         let score = |h: &serde_json::Value| h["score"].as_f64().unwrap();
-        assert!(score(hit) <= 1.01 && i.checked_sub(1).is_none_or(|before| score(&found[before]) >= score(hit)), "{hit}");
+        assert!(
+            score(hit) <= 1.01 && i.checked_sub(1).is_none_or(|before| score(&found[before]) >= score(hit)),
+            "{hit}"
+        );
         assert!(Path::new(hit["path"].as_str().unwrap()).is_file(), "{hit}");
         assert!(hit["clip_id"].is_u64() && hit["frame_index"].is_u64() && hit["pts_ns"].is_i64(), "{hit}");
         assert_eq!(hit["time"], "00:00");
@@ -61,7 +65,10 @@ fn words_find_their_clip_first() {
     }
     let shown = search(&site, &["green", "-k", "2"]).expect(0).stdout;
     let lines: Vec<&str> = shown.lines().collect();
-    assert!(lines.len() == 2 && lines[0].starts_with(" 1.  ") && lines[0].ends_with("green.mp4  [green]"), "{shown}");
+    assert!(
+        lines.len() == 2 && lines[0].starts_with(" 1.  ") && lines[0].ends_with("green.mp4  [green]"),
+        "{shown}"
+    );
 }
 
 #[test]
@@ -119,7 +126,8 @@ fn the_default_model_finds_people_riding_bicycles() {
     let home = Home::from_env();
     let clips = home.folder().join("clips");
     if !home.models().join(MODEL).is_dir() || !clips.join("bikes.mp4").is_file() {
-        let why = format!("{} lacks {MODEL} or the clips; `make setup` fetches them", home.folder().display());
+        let why =
+            format!("{} lacks {MODEL} or the clips; `make setup` fetches them", home.folder().display());
         return support::skip(&why, "CLIPMILL_REQUIRE_MODEL");
     }
     let site = Site::new();

@@ -64,7 +64,8 @@ fn a_panic_is_an_abort_and_never_looks_like_the_end() {
 
 #[test]
 fn a_fatal_error_is_an_abort_with_its_cause() {
-    let (is_end, fault) = ended(|| Err(StageError::Fatal(anyhow::anyhow!("disk full").context("cannot write x"))));
+    let (is_end, fault) =
+        ended(|| Err(StageError::Fatal(anyhow::anyhow!("disk full").context("cannot write x"))));
     assert_eq!((is_end, fault.as_str()), (false, "stage third: cannot write x: disk full"));
 }
 
@@ -74,7 +75,9 @@ fn a_stage_that_cannot_open_aborts() {
     let (sender, input) = edge::<One>(LIMITS, &stop);
     let (output, receiver) = edge::<One>(LIMITS, &stop);
     let mut runner = Runner::new(stop.clone());
-    runner.spawn("third", 2, input, output, || -> anyhow::Result<Third> { anyhow::bail!("no model") }).unwrap();
+    runner
+        .spawn("third", 2, input, output, || -> anyhow::Result<Third> { anyhow::bail!("no model") })
+        .unwrap();
     assert!(receiver.recv().is_err());
     assert!(sender.send(Flow::Item(One)).is_err());
     runner.join();

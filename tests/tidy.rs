@@ -47,7 +47,11 @@ fn every_module_opens_with_its_purpose_and_none_is_long() {
 fn no_drawers_and_no_marks_left() {
     for path in files(&["rs", "py", "toml"]) {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-        assert!(!["utils", "util", "common", "helpers", "misc"].contains(&name.as_str()), "{}", path.display());
+        assert!(
+            !["utils", "util", "common", "helpers", "misc"].contains(&name.as_str()),
+            "{}",
+            path.display()
+        );
         if name == "tidy" {
             continue;
         }
@@ -76,7 +80,8 @@ fn rooms_depend_one_way() {
     for stage in stages {
         for path in files(&["rs"]) {
             let relative = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
-            let is_own = relative.starts_with(&format!("stages/src/{stage}/")) || relative == format!("stages/src/{stage}.rs");
+            let is_own = relative.starts_with(&format!("stages/src/{stage}/"))
+                || relative == format!("stages/src/{stage}.rs");
             if !is_own {
                 continue;
             }
@@ -114,11 +119,16 @@ fn every_config_checks_and_together_they_set_every_key() {
 #[test]
 fn the_readme_names_what_exists() {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
-    for file in ["configs/demo.toml", "configs/ucf101.toml", "configs/production.toml", "configs/throughput.toml"] {
+    for file in
+        ["configs/demo.toml", "configs/ucf101.toml", "configs/production.toml", "configs/throughput.toml"]
+    {
         assert!(readme.contains(file) && root().join(file).is_file(), "{file}");
     }
     let makefile = fs::read_to_string(root().join("Makefile")).unwrap();
     for target in ["demo", "test", "setup", "check", "bench"] {
-        assert!(readme.contains(&format!("make {target}")) && makefile.contains(&format!("\n{target}:")), "{target}");
+        assert!(
+            readme.contains(&format!("make {target}")) && makefile.contains(&format!("\n{target}:")),
+            "{target}"
+        );
     }
 }

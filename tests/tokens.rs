@@ -12,7 +12,10 @@ fn clip_tokens_are_those_of_its_own_tokenizer() {
     let folder = Home::from_env().folder().join("clip-bpe");
     let files = ["vocab.json", "merges.txt"];
     if files.iter().any(|f| !folder.join(f).is_file()) {
-        return support::skip(&format!("{} lacks CLIP's vocabulary", folder.display()), "CLIPMILL_REQUIRE_MODEL");
+        return support::skip(
+            &format!("{} lacks CLIP's vocabulary", folder.display()),
+            "CLIPMILL_REQUIRE_MODEL",
+        );
     }
     let tower = TextTower {
         file: String::new(),
@@ -34,7 +37,8 @@ fn clip_tokens_are_those_of_its_own_tokenizer() {
     let mut wrong = Vec::new();
     for entry in &golden {
         let text = entry["text"].as_str().unwrap();
-        let wanted: Vec<i64> = entry["ids"].as_array().unwrap().iter().map(|id| id.as_i64().unwrap()).collect();
+        let wanted: Vec<i64> =
+            entry["ids"].as_array().unwrap().iter().map(|id| id.as_i64().unwrap()).collect();
         let mut found = token_ids(&ours, text, tower.max_tokens).unwrap();
         // As the text encoder fills: behind the first end token the model sees nothing.
         found.resize(found.len().max(tower.pad_to), 0);

@@ -79,7 +79,11 @@ mod tests {
 
     #[test]
     fn every_matrix_range_and_depth_inverts_its_standard() {
-        let constants = [(Matrix::Bt601, 0.299, 0.114), (Matrix::Bt709, 0.2126, 0.0722), (Matrix::Bt2020, 0.2627, 0.0593)];
+        let constants = [
+            (Matrix::Bt601, 0.299, 0.114),
+            (Matrix::Bt709, 0.2126, 0.0722),
+            (Matrix::Bt2020, 0.2627, 0.0593),
+        ];
         for (matrix, kr, kb) in constants {
             for range in [Range::Limited, Range::Full] {
                 for depth in [8, 10, 12, 16] {

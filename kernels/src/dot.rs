@@ -6,7 +6,8 @@ use half::f16;
 pub fn dot_f16(row: &[f16], query: &[f32]) -> f32 {
     assert_eq!(row.len(), query.len(), "row and query have the same dimension");
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+    {
         // SAFETY: the features were detected on the line above, and the lengths are equal.
         return unsafe { dot_f16_avx2(row, query) };
     }

@@ -213,7 +213,12 @@ impl Lanes {
 /// The CPU has AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn weigh_rows_avx2<S: Sample>(source: &[u8], stride: usize, weights: &[f32], out: &mut [f32]) -> usize {
+unsafe fn weigh_rows_avx2<S: Sample>(
+    source: &[u8],
+    stride: usize,
+    weights: &[f32],
+    out: &mut [f32],
+) -> usize {
     use sixteen::{Avx2, weigh_rows};
     // SAFETY: this function has the features.
     unsafe {
@@ -229,7 +234,12 @@ unsafe fn weigh_rows_avx2<S: Sample>(source: &[u8], stride: usize, weights: &[f3
 /// The CPU has AVX-512F.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn weigh_rows_avx512<S: Sample>(source: &[u8], stride: usize, weights: &[f32], out: &mut [f32]) -> usize {
+unsafe fn weigh_rows_avx512<S: Sample>(
+    source: &[u8],
+    stride: usize,
+    weights: &[f32],
+    out: &mut [f32],
+) -> usize {
     use sixteen::{Avx512, weigh_rows};
     // SAFETY: this function has the features.
     unsafe {
@@ -294,13 +304,7 @@ per_lanes! {
 }
 
 #[inline(always)]
-fn yuv_to_rgb<const FUSED: bool>(
-    y: &mut [f32],
-    u: &mut [f32],
-    v: &mut [f32],
-    m: Coefficients,
-    n: Normalize,
-) {
+fn yuv_to_rgb<const FUSED: bool>(y: &mut [f32], u: &mut [f32], v: &mut [f32], m: Coefficients, n: Normalize) {
     for ((y, u), v) in y.iter_mut().zip(u.iter_mut()).zip(v.iter_mut()) {
         let luma = (*y - m.black) * m.luma;
         let (pb, pr) = (*u - m.centre, *v - m.centre);

@@ -171,8 +171,10 @@ impl Plan {
         let (resized_width, resized_height) = swap((resized_width, resized_height));
         let (left, top) = swap((left, top));
         let (kept_width, kept_height) = swap((recipe.width, recipe.height));
-        let across = Axis { luma_len: width, resized_len: resized_width, crop_start: left, crop_len: kept_width };
-        let down = Axis { luma_len: height, resized_len: resized_height, crop_start: top, crop_len: kept_height };
+        let across =
+            Axis { luma_len: width, resized_len: resized_width, crop_start: left, crop_len: kept_width };
+        let down =
+            Axis { luma_len: height, resized_len: resized_height, crop_start: top, crop_len: kept_height };
         let (sx, sy) = format.subsampling;
         let (chroma_width, chroma_height) = picture.chroma_size();
         let siting = colour.siting;
@@ -249,10 +251,10 @@ impl Preprocessor {
             }
             finish_block(self.lanes, picture.format, prepared.coefficients, normalize, &mut blocks);
             let n_rows = ROWS.min(height - top);
-            for colour in 0..3 {
+            for (colour, block) in blocks.iter().enumerate() {
                 let from = colour * width * height + top * width;
                 let rows = &mut target[from..from + n_rows * width];
-                self.lanes.transpose(blocks[colour], ROWS, (width, n_rows), rows, width);
+                self.lanes.transpose(block, ROWS, (width, n_rows), rows, width);
             }
         }
         if !upright {
@@ -306,7 +308,9 @@ fn check(picture: &Picture<'_>) -> Result<(), Malformed> {
     let bytes = format.sample_bytes();
     let whole = (width * bytes, height);
     let needs = match format.layout {
-        Layout::Planar => [whole, (chroma_width * bytes, chroma_height), (chroma_width * bytes, chroma_height)],
+        Layout::Planar => {
+            [whole, (chroma_width * bytes, chroma_height), (chroma_width * bytes, chroma_height)]
+        }
         Layout::SemiPlanar => [whole, (2 * chroma_width * bytes, chroma_height), (0, 0)],
         Layout::PlanarGbr => [whole; 3],
         Layout::Gray => [whole, (0, 0), (0, 0)],
@@ -345,7 +349,11 @@ fn unpack<'a>(picture: &Picture<'a>, scratch: &'a mut [Vec<u8>; 3]) -> Vec<Plane
             take(1, planes[1], 0, 2 * bytes, size);
             take(2, planes[1], bytes, 2 * bytes, size);
             let [_, u, v] = scratch;
-            vec![planes[0], Plane { data: u, stride: size.0 * bytes }, Plane { data: v, stride: size.0 * bytes }]
+            vec![
+                planes[0],
+                Plane { data: u, stride: size.0 * bytes },
+                Plane { data: v, stride: size.0 * bytes },
+            ]
         }
         Layout::PackedRgb { offsets, step } => {
             let size = (picture.width, picture.height);
@@ -408,7 +416,8 @@ fn by_rows<S: crate::lanes::Sample>(
     for y in 0..height {
         // Rows are made shortly before they are used, and are still in the nearest cache.
         for (c, plane) in planes.iter().enumerate() {
-            let (down, n) = (&prepared.down[usize::from(c > 0)], if c > 0 { chroma_width } else { picture.width });
+            let (down, n) =
+                (&prepared.down[usize::from(c > 0)], if c > 0 { chroma_width } else { picture.width });
             while made[c] < down.start[y] + down.width {
                 let together = TOGETHER.min(needed[c].end - made[c]);
                 let source = &plane.data[made[c] * plane.stride..];
@@ -452,7 +461,12 @@ fn finish_block(
 }
 
 /// Turns a tensor of the stored picture as a viewer would.
-pub(crate) fn turn(stored: &[f32], orientation: Orientation, (width, height): (usize, usize), shown: &mut [f32]) {
+pub(crate) fn turn(
+    stored: &[f32],
+    orientation: Orientation,
+    (width, height): (usize, usize),
+    shown: &mut [f32],
+) {
     let plane_len = width * height;
     for (stored, shown) in stored.chunks_exact(plane_len).zip(shown.chunks_exact_mut(plane_len)) {
         for y in 0..height {

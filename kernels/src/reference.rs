@@ -44,7 +44,12 @@ pub fn colours(recipe: &Recipe, picture: &Picture<'_>) -> Vec<f64> {
     shown.into_iter().map(f64::from).collect()
 }
 
-fn weighed(picture: &Picture<'_>, component: usize, (across, x): (&Taps, usize), (down, y): (&Taps, usize)) -> f64 {
+fn weighed(
+    picture: &Picture<'_>,
+    component: usize,
+    (across, x): (&Taps, usize),
+    (down, y): (&Taps, usize),
+) -> f64 {
     let mut sum = 0.0;
     for j in 0..down.width {
         for i in 0..across.width {
@@ -119,9 +124,11 @@ mod tests {
                 let mut data = vec![0xEE; stride * h - pad];
                 for y in 0..h {
                     for x in 0..w {
-                        let wave = ((x * 7 + y * 13 + p * 31) as f64 * 0.19).sin() * ((x + y * p) as f64 * 0.05).cos();
+                        let wave = ((x * 7 + y * 13 + p * 31) as f64 * 0.19).sin()
+                            * ((x + y * p) as f64 * 0.05).cos();
                         let value = ((0.5 + 0.45 * wave) * top) as u16;
-                        data[y * stride + x * bytes..][..bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
+                        data[y * stride + x * bytes..][..bytes]
+                            .copy_from_slice(&value.to_le_bytes()[..bytes]);
                     }
                 }
                 (data, stride)
@@ -129,7 +136,14 @@ mod tests {
             .collect()
     }
 
-    fn check(width: usize, height: usize, format: PixelFormat, colour: Colour, orientation: Orientation, recipe: &Recipe) {
+    fn check(
+        width: usize,
+        height: usize,
+        format: PixelFormat,
+        colour: Colour,
+        orientation: Orientation,
+        recipe: &Recipe,
+    ) {
         let owned = planes(width, height, format, 5 * format.sample_bytes());
         let mut borrowed = [Plane { data: &[], stride: 0 }; 3];
         for (to, (data, stride)) in borrowed.iter_mut().zip(&owned) {
@@ -142,7 +156,10 @@ mod tests {
             Preprocessor::with_lanes(recipe.clone(), lanes).run(&picture, &mut got).unwrap();
             for (i, (got, want)) in got.iter().zip(&want).enumerate() {
                 let off = (f64::from(*got) - want).abs();
-                assert!(off < 0.505, "{width}x{height} {format:?} {colour:?} {orientation:?} {lanes:?} at {i}: {got} {want}");
+                assert!(
+                    off < 0.505,
+                    "{width}x{height} {format:?} {colour:?} {orientation:?} {lanes:?} at {i}: {got} {want}"
+                );
             }
         }
     }
@@ -167,8 +184,16 @@ mod tests {
             }
         }
         for (offsets, step) in [([0, 1, 2], 3), ([2, 1, 0], 4), ([1, 2, 3], 4)] {
-            let format = PixelFormat { layout: Layout::PackedRgb { offsets, step }, subsampling: (0, 0), depth: 8 };
-            check(31, 40, format, Colour { range: Range::Full, ..Colour::default() }, Orientation::default(), &IDENTITY);
+            let format =
+                PixelFormat { layout: Layout::PackedRgb { offsets, step }, subsampling: (0, 0), depth: 8 };
+            check(
+                31,
+                40,
+                format,
+                Colour { range: Range::Full, ..Colour::default() },
+                Orientation::default(),
+                &IDENTITY,
+            );
         }
     }
 

@@ -135,8 +135,13 @@ mod tests {
             for resized_len in [1, 2, 7, 224] {
                 for (subsampling, cosited) in [(0, false), (1, false), (1, true), (2, true)] {
                     let plane_len = luma_len.div_ceil(1 << subsampling);
-                    let taps =
-                        Taps::new(axis(luma_len, resized_len), Filter::Bicubic, plane_len, subsampling, cosited);
+                    let taps = Taps::new(
+                        axis(luma_len, resized_len),
+                        Filter::Bicubic,
+                        plane_len,
+                        subsampling,
+                        cosited,
+                    );
                     assert!(taps.span().end <= plane_len);
                     for row in taps.weights.chunks(taps.width) {
                         assert!((row.iter().sum::<f64>() - 1.0).abs() < 1e-9);

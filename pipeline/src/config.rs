@@ -134,7 +134,8 @@ impl Config {
         let sampling = sampling(&mut r);
         let load = Load {
             workers: r.whole("load.workers", Whole { default: 1, least: 1, most: 64 }) as usize,
-            ahead_bytes: r.whole("load.ahead_mib", Whole { default: 64, least: 1, most: 1 << 20 }) as usize * MIB,
+            ahead_bytes: r.whole("load.ahead_mib", Whole { default: 64, least: 1, most: 1 << 20 }) as usize
+                * MIB,
         };
         // No stage can use more threads than this many; a typing error should not start thousands.
         let many = |default| Whole { default, least: 0, most: 256 };
@@ -146,9 +147,12 @@ impl Config {
             workers: or_cores(r.whole("decode.workers", many(0)), cores),
             threads: r.whole("decode.threads", many(1)) as u32,
             matrix: [Matrix::Bt601, Matrix::Bt709, Matrix::Bt2020][matrix],
-            stall: Duration::from_secs(r.whole("decode.stall_s", Whole { default: 20, least: 1, most: 3600 })),
+            stall: Duration::from_secs(
+                r.whole("decode.stall_s", Whole { default: 20, least: 1, most: 3600 }),
+            ),
             keep_damaged: damaged == 0,
-            ahead_bytes: r.whole("decode.ahead_mib", Whole { default: 64, least: 1, most: 1 << 20 }) as usize * MIB,
+            ahead_bytes: r.whole("decode.ahead_mib", Whole { default: 64, least: 1, most: 1 << 20 }) as usize
+                * MIB,
         };
         r.choice("encode.backend", "auto", &["auto", "onnx"]);
         let model = r.text("encode.model", Some("efficientnet-lite0-minilm"));
@@ -199,11 +203,7 @@ pub fn recorded_sampling(settings: &Map<String, Value>) -> Option<Sampling> {
         return Some(Sampling::Count(n as u32));
     }
     let is_true = |key: &str| get(key).and_then(Value::as_bool) == Some(true);
-    if is_true("keyframes") {
-        Some(Sampling::Keyframes)
-    } else {
-        is_true("all").then_some(Sampling::All)
-    }
+    if is_true("keyframes") { Some(Sampling::Keyframes) } else { is_true("all").then_some(Sampling::All) }
 }
 
 fn label_rule(label: &str) -> Label {
@@ -224,13 +224,18 @@ fn sampling(r: &mut Reader<'_>) -> Sampling {
         r.optional_whole("sample.every_ms", 1, DAY_MS).map(|ms| ("sample.every_ms", Sampling::EveryMs(ms))),
         r.optional_number("sample.fps", 0.001, 1000.0).map(|fps| ("sample.fps", Sampling::Fps(fps))),
         r.optional_whole("sample.count", 1, 1_000_000).map(|n| ("sample.count", Sampling::Count(n as u32))),
-        r.optional_flag("sample.keyframes").filter(|on| *on).map(|_| ("sample.keyframes", Sampling::Keyframes)),
+        r.optional_flag("sample.keyframes")
+            .filter(|on| *on)
+            .map(|_| ("sample.keyframes", Sampling::Keyframes)),
         r.optional_flag("sample.all").filter(|on| *on).map(|_| ("sample.all", Sampling::All)),
     ];
     let mut given: Vec<(&str, Sampling)> = rules.into_iter().flatten().collect();
     if given.len() > 1 {
         let names: Vec<&str> = given.iter().map(|(name, _)| *name).collect();
-        r.error(given[1].0, &format!("only one rule can choose the frames, but there are {}", names.join(" and ")));
+        r.error(
+            given[1].0,
+            &format!("only one rule can choose the frames, but there are {}", names.join(" and ")),
+        );
     }
     if given.is_empty() {
         const DEFAULT_MS: u64 = 500;

@@ -29,8 +29,18 @@ pub enum State {
 
 /// GStreamer elements, by the Debian package that brings them; the first ones are needed by all runs.
 const ELEMENTS: &[(&str, &str, bool, &[&str])] = &[
-    ("GStreamer core", "gstreamer1.0-plugins-base", true, &["appsrc", "appsink", "decodebin3", "videoconvert"]),
-    ("MP4, AVI, Matroska, FLV", "gstreamer1.0-plugins-good", true, &["qtdemux", "avidemux", "matroskademux", "flvdemux"]),
+    (
+        "GStreamer core",
+        "gstreamer1.0-plugins-base",
+        true,
+        &["appsrc", "appsink", "decodebin3", "videoconvert"],
+    ),
+    (
+        "MP4, AVI, Matroska, FLV",
+        "gstreamer1.0-plugins-good",
+        true,
+        &["qtdemux", "avidemux", "matroskademux", "flvdemux"],
+    ),
     (
         "H.264, H.265, MPEG-4, VP8, VP9",
         "gstreamer1.0-libav",
@@ -50,10 +60,13 @@ const ELEMENTS: &[(&str, &str, bool, &[&str])] = &[
 /// Looks at everything.
 pub fn examine(home: &Home) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let mut add = |state, what: &str, told: String| findings.push(Finding { state, what: what.to_owned(), told });
+    let mut add =
+        |state, what: &str, told: String| findings.push(Finding { state, what: what.to_owned(), told });
     match gst::init() {
         Ok(()) => add(State::Here, "GStreamer", gst::version_string().to_string()),
-        Err(e) => add(State::Needed, "GStreamer", format!("does not start: {e}; apt-get install libgstreamer1.0-0")),
+        Err(e) => {
+            add(State::Needed, "GStreamer", format!("does not start: {e}; apt-get install libgstreamer1.0-0"))
+        }
     }
     for (what, package, is_needed, elements) in ELEMENTS {
         let missing: Vec<&str> =
@@ -72,25 +85,42 @@ pub fn examine(home: &Home) -> Vec<Finding> {
     }
     let models = home.list();
     if models.is_empty() {
-        add(State::Needed, "models", format!("none in {}; `make setup` installs the default", home.models().display()));
+        add(
+            State::Needed,
+            "models",
+            format!("none in {}; `make setup` installs the default", home.models().display()),
+        );
     }
     for model in models {
         let what = format!("model {}", model.card.name);
         match JointSpace::open(&model) {
-            Ok(joint) => add(State::Here, &what, format!("{} values, {}", joint.dim(), model.folder.display())),
+            Ok(joint) => {
+                add(State::Here, &what, format!("{} values, {}", joint.dim(), model.folder.display()))
+            }
             Err(e) => add(State::Needed, &what, format!("{e:#}").replace('\n', "; ")),
         }
     }
     let features = cpu_features();
-    add(State::Here, "CPU", format!("{} cores, {features}", std::thread::available_parallelism().map_or(1, |n| n.get())));
+    add(
+        State::Here,
+        "CPU",
+        format!("{} cores, {features}", std::thread::available_parallelism().map_or(1, |n| n.get())),
+    );
     // The run-time search for a GPU is by the driver's own files: nothing is linked against them.
-    let driver = ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib/aarch64-linux-gnu", "/usr/local/nvidia/lib64"]
-        .iter()
-        .map(|folder| Path::new(folder).join("libcuda.so.1"))
-        .find(|path| path.exists());
+    let driver =
+        ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib/aarch64-linux-gnu", "/usr/local/nvidia/lib64"]
+            .iter()
+            .map(|folder| Path::new(folder).join("libcuda.so.1"))
+            .find(|path| path.exists());
     match driver {
-        Some(path) => add(State::Optional, "GPU", format!("driver at {}; this version works on the CPU only", path.display())),
-        None => add(State::Optional, "GPU", "no NVIDIA driver; not needed, this version works on the CPU".into()),
+        Some(path) => add(
+            State::Optional,
+            "GPU",
+            format!("driver at {}; this version works on the CPU only", path.display()),
+        ),
+        None => {
+            add(State::Optional, "GPU", "no NVIDIA driver; not needed, this version works on the CPU".into())
+        }
     }
     findings
 }

@@ -133,7 +133,6 @@ impl<T> Receiver<T> {
     }
 
     /// Like [`Receiver::recv`], but `None` outside if nothing came in time.
-    #[expect(clippy::option_option, reason = "time passed, input ended, and an item are three things")]
     pub fn recv_within(&self, time: Duration) -> Result<Option<Option<Flow<T>>>, Closed> {
         // Looked at often enough that an abort is prompt; a blocked receiver holds nothing back.
         const LOOK_EVERY: Duration = Duration::from_millis(50);

@@ -109,7 +109,9 @@ struct ConfigArgs {
 impl ConfigArgs {
     fn read(&self) -> Result<Config> {
         let name = self.config.display().to_string();
-        let text = std::fs::read_to_string(&self.config).with_context(|| format!("cannot read {name}")).map_err(Unusable)?;
+        let text = std::fs::read_to_string(&self.config)
+            .with_context(|| format!("cannot read {name}"))
+            .map_err(Unusable)?;
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         Ok(Config::parse(&name, &text, &self.overrides, cores)?)
     }
@@ -208,7 +210,13 @@ fn model(command: ModelCommand) -> Result<()> {
         ModelCommand::List => {
             for model in home.list() {
                 let card = &model.card;
-                print(&format!("{}  {} values  {}  {}", card.name, card.joint.dim, card.licence, model.folder.display()));
+                print(&format!(
+                    "{}  {} values  {}  {}",
+                    card.name,
+                    card.joint.dim,
+                    card.licence,
+                    model.folder.display()
+                ));
             }
         }
         ModelCommand::Path { name } => print(&Model::find(&name, &home)?.folder.display().to_string()),

@@ -32,7 +32,8 @@ pub enum Query {
 pub fn find(folder: &Path, query: &Query, k: usize) -> Result<Vec<Hit>> {
     let record = Record::read(folder)?;
     let home = Home::from_env();
-    let model = Model::open(Path::new(&record.model_folder)).or_else(|_| Model::find(&record.model, &home))?;
+    let model =
+        Model::open(Path::new(&record.model_folder)).or_else(|_| Model::find(&record.model, &home))?;
     let hash = model.hash()?;
     if hash != record.model_hash {
         bail!(
@@ -120,7 +121,13 @@ fn through<S: Stage>(mut stage: S, items: Vec<S::In>) -> Result<Vec<S::Out>> {
 }
 
 /// The unit mean vector of a file's sampled frames, made by the stages of the run.
-fn embed_file(file: &str, sampling: Sampling, record: &Record, model: &Model, library: &Path) -> Result<Vec<f32>> {
+fn embed_file(
+    file: &str,
+    sampling: Sampling,
+    record: &Record,
+    model: &Model,
+    library: &Path,
+) -> Result<Vec<f32>> {
     let matrix = match record.settings.get("decode.matrix").and_then(|m| m.as_str()) {
         Some("bt709") => Matrix::Bt709,
         Some("bt2020") => Matrix::Bt2020,
@@ -154,7 +161,14 @@ mod tests {
 
     #[test]
     fn clocks_read_as_players_show_them() {
-        for (seconds, want) in [(0, "00:00"), (59, "00:59"), (61, "01:01"), (3600, "1:00:00"), (36_061, "10:01:01"), (-1, "00:00")] {
+        for (seconds, want) in [
+            (0, "00:00"),
+            (59, "00:59"),
+            (61, "01:01"),
+            (3600, "1:00:00"),
+            (36_061, "10:01:01"),
+            (-1, "00:00"),
+        ] {
             assert_eq!(clock(seconds * 1_000_000_000), want);
         }
     }

@@ -53,7 +53,13 @@ pub struct Record {
 
 impl Record {
     /// Of a run that is about to start.
-    pub fn new(config: &Config, model: &Model, clips: &ClipList, runtime: &str, limit: Option<u64>) -> Result<Self> {
+    pub fn new(
+        config: &Config,
+        model: &Model,
+        clips: &ClipList,
+        runtime: &str,
+        limit: Option<u64>,
+    ) -> Result<Self> {
         let model_hash = model.hash()?;
         let preprocess_hash = model.preprocess_hash(config.decode.matrix);
         let mut identity = config.identity();
@@ -103,7 +109,8 @@ impl Record {
             bail!("output.dir: {} is a file, needs a folder", folder.display());
         }
         if !folder.join("run.json").exists() {
-            let mut entries = fs::read_dir(folder).with_context(|| format!("output.dir: {}", folder.display()))?;
+            let mut entries =
+                fs::read_dir(folder).with_context(|| format!("output.dir: {}", folder.display()))?;
             if let Some(other) = entries.next() {
                 bail!(
                     "output.dir: {} is no run of clipmill but holds {}\nhint: choose a new or empty folder",
@@ -119,7 +126,11 @@ impl Record {
             .filter(|key| there.identity.get(*key) != self.identity.get(*key))
             .map(|key| {
                 let show = |v: Option<&Value>| v.map_or("not set".into(), Value::to_string);
-                format!("  {key}: there {}, here {}", show(there.identity.get(key)), show(self.identity.get(key)))
+                format!(
+                    "  {key}: there {}, here {}",
+                    show(there.identity.get(key)),
+                    show(self.identity.get(key))
+                )
             })
             .collect();
         differences.sort();
@@ -143,7 +154,8 @@ impl Record {
     /// Writes `run.json`, whole or not at all.
     pub fn write(&self, folder: &Path) -> Result<()> {
         let partial = folder.join("run.json.partial");
-        let mut file = fs::File::create(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
+        let mut file =
+            fs::File::create(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
         let text = serde_json::to_string_pretty(self)?;
         file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", partial.display()))?;
         file.sync_all()?;

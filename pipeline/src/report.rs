@@ -102,7 +102,8 @@ pub fn grouped(n: u64) -> String {
 
 /// The last line.
 pub fn summary(counts: &Counts, status: &str, folder: &std::path::Path, wall_s: f64) -> String {
-    let mut line = format!("{status}: {} of {} clips indexed", grouped(counts.indexed), grouped(counts.listed));
+    let mut line =
+        format!("{status}: {} of {} clips indexed", grouped(counts.indexed), grouped(counts.listed));
     let notes = [
         (counts.indexed_before, "unchanged from an earlier run"),
         (counts.damaged, "damaged, their good part kept"),
@@ -142,10 +143,26 @@ mod tests {
     fn names_the_stage_that_works_most() {
         let meter = |stage, busy_ns, starved_ns, blocked_ns| StageMeter {
             stage,
-            workers: vec![WorkerMeter { items: 1, busy_ns, starved_ns, blocked_ns, ..WorkerMeter::default() }],
+            workers: vec![WorkerMeter {
+                items: 1,
+                busy_ns,
+                starved_ns,
+                blocked_ns,
+                ..WorkerMeter::default()
+            }],
         };
-        let stages = [meter("load", 1, 0, 99), meter("decode", 30, 0, 70), meter("encode", 97, 3, 0), meter("index", 2, 98, 0)];
+        let stages = [
+            meter("load", 1, 0, 99),
+            meter("decode", 30, 0, 70),
+            meter("encode", 97, 3, 0),
+            meter("index", 2, 98, 0),
+        ];
         let told = bottleneck(&stages).unwrap();
-        assert!(told.starts_with("encode limits this run: busy 97 % of its time (decode 30 %, index 2 %, load 1 %)"), "{told}");
+        assert!(
+            told.starts_with(
+                "encode limits this run: busy 97 % of its time (decode 30 %, index 2 %, load 1 %)"
+            ),
+            "{told}"
+        );
     }
 }

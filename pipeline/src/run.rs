@@ -73,7 +73,8 @@ pub fn run(config: Config, options: Options) -> Result<Ended> {
     record.end(status, serde_json::to_value(counts)?, &stages, wall_s, cpu_seconds());
     let recorded = record.write(&folder);
     if let Some(fault) = stop.fault() {
-        let committed = format!("{} of {listed} clips are committed and stay; run it again to go on", counts.indexed);
+        let committed =
+            format!("{} of {listed} clips are committed and stay; run it again to go on", counts.indexed);
         return Err(anyhow!("{fault:#}\n{committed}"));
     }
     recorded?;
@@ -95,7 +96,8 @@ pub fn run(config: Config, options: Options) -> Result<Ended> {
 fn listen(running: &Running, progress: &mut Progress, counts: &mut Counts, quiet: bool) {
     let mut skipped = 0;
     loop {
-        let before = running.fed.n_unchanged.load(Ordering::Relaxed) + running.fed.n_rejected_before.load(Ordering::Relaxed);
+        let before = running.fed.n_unchanged.load(Ordering::Relaxed)
+            + running.fed.n_rejected_before.load(Ordering::Relaxed);
         progress.skip(before - std::mem::replace(&mut skipped, before));
         match running.told.recv_within(Duration::from_millis(500)) {
             Ok(Some(Some(Flow::Item(Indexed::Clip { clip, n_frames, damage })))) => {
@@ -105,7 +107,10 @@ fn listen(running: &Running, progress: &mut Progress, counts: &mut Counts, quiet
                 if let Some(damage) = damage {
                     counts.damaged += 1;
                     if !quiet {
-                        progress.line(&format!("damaged clip {:04} ({}): {damage}; kept {n_frames} frames", clip.id.0, clip.path));
+                        progress.line(&format!(
+                            "damaged clip {:04} ({}): {damage}; kept {n_frames} frames",
+                            clip.id.0, clip.path
+                        ));
                     }
                 }
             }
@@ -139,7 +144,9 @@ fn on_ctrl_c(stop: &Stop) {
     let stop = stop.clone();
     let handler = move || match presses.fetch_add(1, Ordering::SeqCst) {
         0 => {
-            crate::progress::eprint_line("stopping: finishing and committing the clips in flight; again to abort");
+            crate::progress::eprint_line(
+                "stopping: finishing and committing the clips in flight; again to abort",
+            );
             stop.drain();
         }
         1 => {
@@ -163,6 +170,7 @@ pub fn cpu_seconds() -> f64 {
     // proc(5): fields 14 and 15 of stat, in ticks, which Linux fixes at 100 a second for readers.
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let ticks: u64 = after_name.split_whitespace().skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum();
+    let ticks: u64 =
+        after_name.split_whitespace().skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum();
     ticks as f64 / 100.0
 }

@@ -89,7 +89,8 @@ impl Opened {
         let record = Record::new(&config, &model, &clips, &runtime, limit)?;
         record.check_folder(dir)?;
         fs::create_dir_all(dir).with_context(|| format!("output.dir: cannot create {}", dir.display()))?;
-        let (ledger, standing) = Ledger::open(dir).with_context(|| format!("output.dir: {}", dir.display()))?;
+        let (ledger, standing) =
+            Ledger::open(dir).with_context(|| format!("output.dir: {}", dir.display()))?;
         record.write(dir)?;
         Ok(Self { config, model, library, clips, ledger, standing, record })
     }
@@ -145,7 +146,8 @@ impl Opened {
         let settings = decode_settings(&config, &model);
         runner.spawn("decode", decode.workers, loaded, to_encode, move || Decode::open(settings.clone()))?;
         let settings = encode_settings(&config, &model);
-        runner.spawn("encode", encode.workers, decoded, to_index, move || Encode::open(&settings, &library))?;
+        runner
+            .spawn("encode", encode.workers, decoded, to_index, move || Encode::open(&settings, &library))?;
         // One worker: a clip's rows meet in one place, and the ledger has one writer.
         let index = std::sync::Mutex::new(Some((index_settings, ledger)));
         runner.spawn("index", 1, encoded, to_caller, move || {
@@ -230,7 +232,10 @@ impl Feed {
                     if unchanged {
                         count(&self.fed.n_unchanged);
                     } else {
-                        tracing::warn!(path = entry.path, "changed since it was indexed; its rows are the old ones");
+                        tracing::warn!(
+                            path = entry.path,
+                            "changed since it was indexed; its rows are the old ones"
+                        );
                         count(&self.fed.n_changed);
                     }
                 }

@@ -13,9 +13,9 @@ use manifest::{Manifest, ManifestKind};
 
 /// Names of video files in a folder, by extension. A manifest or a glob takes any name.
 const VIDEO_EXTENSIONS: &[&str] = &[
-    "3g2", "3gp", "asf", "avi", "divx", "dv", "f4v", "flv", "gif", "h264", "h265", "hevc", "ivf", "m1v", "m2ts", "m2v",
-    "m4v", "mjpeg", "mjpg", "mkv", "mov", "mp4", "mpe", "mpeg", "mpg", "mts", "mxf", "nut", "ogg", "ogm", "ogv", "qt",
-    "rm", "rmvb", "ts", "vob", "webm", "wmv",
+    "3g2", "3gp", "asf", "avi", "divx", "dv", "f4v", "flv", "gif", "h264", "h265", "hevc", "ivf", "m1v",
+    "m2ts", "m2v", "m4v", "mjpeg", "mjpg", "mkv", "mov", "mp4", "mpe", "mpeg", "mpg", "mts", "mxf", "nut",
+    "ogg", "ogm", "ogv", "qt", "rm", "rmvb", "ts", "vob", "webm", "wmv",
 ];
 
 /// Where a clip's label comes from.
@@ -73,7 +73,9 @@ impl ClipList {
             bail!("input.clips: {clips} does not exist");
         };
         if let (Label::Column(column), false) = (&label, matches!(source, Source::Manifest(_))) {
-            bail!("input.label names the column {column:?}, but {clips} is no manifest; use \"parent\" or \"none\"");
+            bail!(
+                "input.label names the column {column:?}, but {clips} is no manifest; use \"parent\" or \"none\""
+            );
         }
         let mut list = Self { source, label, n_clips: 0 };
         list.n_clips = match &list.source {
@@ -162,6 +164,7 @@ fn files_under(folder: &Path) -> impl Iterator<Item = Result<PathBuf>> + Send + 
 }
 
 fn is_video_name(path: &Path) -> bool {
-    path.extension()
-        .is_some_and(|e| VIDEO_EXTENSIONS.iter().any(|known| e.eq_ignore_ascii_case(std::ffi::OsStr::new(known))))
+    path.extension().is_some_and(|e| {
+        VIDEO_EXTENSIONS.iter().any(|known| e.eq_ignore_ascii_case(std::ffi::OsStr::new(known)))
+    })
 }

@@ -67,9 +67,11 @@ impl Stage for Load {
     type Out = EncodedClip;
 
     fn process(&mut self, clip: Arc<ClipRef>, out: &mut dyn Emit<EncodedClip>) -> Result<(), StageError> {
-        let (file, identity) = self
-            .read(Path::new(&clip.path))
-            .map_err(|reason| Rejection { clip: clip.clone(), stage: "load", reason })?;
+        let (file, identity) = self.read(Path::new(&clip.path)).map_err(|reason| Rejection {
+            clip: clip.clone(),
+            stage: "load",
+            reason,
+        })?;
         Ok(out.emit(EncodedClip { clip, file: Arc::new(file), identity })?)
     }
 }

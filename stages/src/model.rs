@@ -216,7 +216,9 @@ impl Model {
                 let has_all =
                     image.logits.is_some() && text.is_some() && joint.names.is_some() && joint.bank.is_some();
                 if !has_all || joint.top.unwrap_or(0) == 0 {
-                    bail!("joint.kind = \"concepts\" needs image.logits, [text], joint.names, joint.bank and joint.top");
+                    bail!(
+                        "joint.kind = \"concepts\" needs image.logits, [text], joint.names, joint.bank and joint.top"
+                    );
                 }
             }
             JointKind::Direct if joint.dim != image.dim => {
@@ -262,7 +264,9 @@ impl Model {
             let file = fs::File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
             hasher.update_reader(file).with_context(|| format!("cannot read {}", path.display()))?;
         }
-        hasher.update(format!("{:?} {:?} {} {:?}", joint.kind, joint.top, image.embedding, image.logits).as_bytes());
+        hasher.update(
+            format!("{:?} {:?} {} {:?}", joint.kind, joint.top, image.embedding, image.logits).as_bytes(),
+        );
         Ok(hasher.finalize().to_hex().to_string())
     }
 

@@ -188,12 +188,8 @@ pub fn make_at(path: &Path, clip: &Clip) -> Made {
         Show::Pattern(pattern) => format!("videotestsrc num-buffers={n_frames} pattern={pattern} ! {caps}"),
         _ => format!("appsrc name=src format=time caps=\"{caps}\""),
     };
-    let text = format!(
-        "{source} ! {} ! {} ! filesink location=\"{}\"",
-        form.encoder,
-        form.muxer,
-        path.display()
-    );
+    let text =
+        format!("{source} ! {} ! {} ! filesink location=\"{}\"", form.encoder, form.muxer, path.display());
     let pipeline = launch(&text);
     let packets = Arc::new(Mutex::new(Vec::new()));
     let seen = packets.clone();
@@ -237,7 +233,8 @@ fn write_turn(path: &Path, quarters: u8) {
     let at = bytes.windows(4).position(|w| w == b"tkhd").expect("an MP4 has a track") + 4;
     // Version 0 has times of 4 bytes, version 1 of 8.
     let matrix = at + if bytes[at] == 0 { 40 } else { 52 };
-    let [a, b, c, d] = [[1, 0, 0, 1], [0, 1, -1, 0], [-1, 0, 0, -1], [0, -1, 1, 0]][usize::from(quarters % 4)];
+    let [a, b, c, d] =
+        [[1, 0, 0, 1], [0, 1, -1, 0], [-1, 0, 0, -1], [0, -1, 1, 0]][usize::from(quarters % 4)];
     for (i, value) in [(0, a), (1, b), (3, c), (4, d)] {
         let fixed: i32 = value << 16;
         bytes[matrix + 4 * i..][..4].copy_from_slice(&fixed.to_be_bytes());

@@ -105,7 +105,14 @@ fn image_tower() -> Vec<u8> {
         for (row, column) in (0..SIDE).flat_map(|row| (0..SIDE).map(move |column| (row, column))) {
             let sign = |first: bool| if first { 1.0 } else { -1.0 };
             let grey = 1.0 / (3.0 * n);
-            weights.extend([grey, 0.0, warm / n, green / n, grey * sign(row < half), grey * sign(column < half)]);
+            weights.extend([
+                grey,
+                0.0,
+                warm / n,
+                green / n,
+                grey * sign(row < half),
+                grey * sign(column < half),
+            ]);
         }
     }
     let mut bias = [0.0; DIM];
@@ -149,7 +156,8 @@ fn text_tower() -> Vec<u8> {
 fn tokenizer() -> String {
     let special = ["[PAD]", "[UNK]", "[START]", "[END]"];
     let words = special.into_iter().chain(WORDS.iter().map(|(word, _)| *word));
-    let vocab: serde_json::Map<_, _> = words.zip(0..).map(|(word, id)| (word.to_owned(), id.into())).collect();
+    let vocab: serde_json::Map<_, _> =
+        words.zip(0..).map(|(word, id)| (word.to_owned(), id.into())).collect();
     let ends = serde_json::json!({
         "type": "BertProcessing", "sep": ["[END]", 3], "cls": ["[START]", 2],
     });

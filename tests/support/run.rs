@@ -52,7 +52,13 @@ impl Outcome {
     /// Fails, with all that was told, unless the exit code is `code`.
     #[track_caller]
     pub fn expect(self, code: i32) -> Self {
-        assert_eq!(self.code, Some(code), "exit code\n--- stderr\n{}--- stdout\n{}", self.stderr, self.stdout);
+        assert_eq!(
+            self.code,
+            Some(code),
+            "exit code\n--- stderr\n{}--- stdout\n{}",
+            self.stderr,
+            self.stdout
+        );
         self
     }
 
@@ -281,7 +287,10 @@ impl Table {
 
     /// The rows by clip and frame.
     pub fn sorted(&self) -> Self {
-        let column = |name: &str| SortColumn { values: self.rows.column_by_name(name).unwrap().clone(), options: None };
+        let column = |name: &str| SortColumn {
+            values: self.rows.column_by_name(name).unwrap().clone(),
+            options: None,
+        };
         let keys: Vec<SortColumn> = ["clip_id", "frame_index"]
             .into_iter()
             .filter(|name| self.rows.column_by_name(name).is_some())
@@ -300,7 +309,8 @@ impl Table {
 
 fn read_file(path: &Path) -> Vec<RecordBatch> {
     let file = File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let reader =
+        ParquetRecordBatchReaderBuilder::try_new(file).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let schema = reader.schema().clone();
     let mut batches: Vec<RecordBatch> = reader.build().unwrap().map(|b| b.unwrap()).collect();
     // A table without rows has columns all the same.

@@ -245,7 +245,8 @@ unsafe fn rgb_columns<const N: usize>(
             let value = _mm512_min_ps(_mm512_max_ps(value, _mm512_setzero_ps()), _mm512_set1_ps(255.0));
             // Imm 8: to the nearest whole number, ties to even, no exceptions.
             let value = _mm512_roundscale_ps::<8>(value);
-            let value = _mm512_fmadd_ps(value, _mm512_set1_ps(n.scale[colour]), _mm512_set1_ps(n.bias[colour]));
+            let value =
+                _mm512_fmadd_ps(value, _mm512_set1_ps(n.scale[colour]), _mm512_set1_ps(n.bias[colour]));
             // SAFETY: by the function's contract.
             unsafe { _mm512_mask_storeu_ps(rgb[colour].as_mut_ptr().add(x + 16 * i), masks[i], value) };
         }

@@ -181,7 +181,12 @@ pub(super) unsafe fn weigh_rows<V: Sixteen, const WORDS: bool>(
 /// # Safety
 /// The CPU has the features of `V`.
 #[inline(always)]
-pub(super) unsafe fn weigh_columns<V: Sixteen>(columns: &[f32], first: usize, weights: &Weights, out: &mut [f32]) {
+pub(super) unsafe fn weigh_columns<V: Sixteen>(
+    columns: &[f32],
+    first: usize,
+    weights: &Weights,
+    out: &mut [f32],
+) {
     for (i, out) in out.chunks_exact_mut(16).take(weights.start.len()).enumerate() {
         let taps = weights.of(i);
         let columns = &columns[(weights.start[i] - first) * 16..][..taps.len() * 16];

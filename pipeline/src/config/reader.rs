@@ -79,7 +79,8 @@ impl<'a> Reader<'a> {
             });
             return Err(Errors(told.collect()));
         }
-        let mut reader = Self { file, given: Vec::new(), known: Vec::new(), settings: Vec::new(), errors: Vec::new() };
+        let mut reader =
+            Self { file, given: Vec::new(), known: Vec::new(), settings: Vec::new(), errors: Vec::new() };
         reader.collect("", table.get_ref(), &line);
         for Override { key, value } in overrides {
             let parsed = DeValue::parse(value).ok().and_then(|v| json(v.get_ref()));

@@ -55,7 +55,8 @@ type Rows<'a> = Box<dyn Iterator<Item = Result<Entry>> + Send + 'a>;
 
 impl Manifest {
     pub(crate) fn open(path: &Path, kind: ManifestKind, label: &Label) -> Result<Self> {
-        let mut manifest = Self { path: path.to_owned(), kind, label: None, extra_columns: Vec::new(), n_rows: 0 };
+        let mut manifest =
+            Self { path: path.to_owned(), kind, label: None, extra_columns: Vec::new(), n_rows: 0 };
         let columns = manifest.columns()?;
         manifest.label = match label {
             Label::Column(name) => Some(name.clone()),
@@ -71,7 +72,9 @@ impl Manifest {
         manifest.extra_columns =
             columns.into_iter().filter(|c| c != "path" && Some(c) != manifest.label.as_ref()).collect();
         let taken = crate::index::schema::CLIP_COLUMNS;
-        if let Some(clash) = manifest.extra_columns.iter().find(|c| taken.contains(&c.as_str()) && *c != "label") {
+        if let Some(clash) =
+            manifest.extra_columns.iter().find(|c| taken.contains(&c.as_str()) && *c != "label")
+        {
             bail!("{}: column {clash:?} has the name of one of clipmill's own; rename it", path.display());
         }
         // A column named `label` that is not asked for would shadow ours.
@@ -97,7 +100,8 @@ impl Manifest {
         Ok(match self.kind {
             ManifestKind::Text => {
                 let lines = self.lines()?.filter(|line| {
-                    line.as_ref().map_or(true, |(_, l)| !l.trim().is_empty() && !l.trim_start().starts_with('#'))
+                    line.as_ref()
+                        .map_or(true, |(_, l)| !l.trim().is_empty() && !l.trim_start().starts_with('#'))
                 });
                 Box::new(lines.map(|line| {
                     let (n, line) = line?;
@@ -105,13 +109,13 @@ impl Manifest {
                 }))
             }
             ManifestKind::JsonLines => Box::new(
-                self.lines()?
-                    .filter(|line| line.as_ref().map_or(true, |(_, l)| !l.trim().is_empty()))
-                    .map(|line| {
+                self.lines()?.filter(|line| line.as_ref().map_or(true, |(_, l)| !l.trim().is_empty())).map(
+                    |line| {
                         let (n, line) = line?;
                         let row = self.json_object(n, &line)?;
                         self.entry(|c| row.get(c).and_then(json_text), || format!(":{n}"))
-                    }),
+                    },
+                ),
             ),
             ManifestKind::Csv => {
                 let mut reader = self.csv()?;
@@ -138,7 +142,9 @@ impl Manifest {
         Ok(match self.kind {
             ManifestKind::Text => vec!["path".into()],
             ManifestKind::Csv => self.csv()?.headers()?.iter().map(|c| c.trim().to_owned()).collect(),
-            ManifestKind::Parquet => self.parquet()?.schema().fields().iter().map(|f| f.name().clone()).collect(),
+            ManifestKind::Parquet => {
+                self.parquet()?.schema().fields().iter().map(|f| f.name().clone()).collect()
+            }
             ManifestKind::JsonLines => {
                 let mut columns: Vec<String> = Vec::new();
                 for line in self.lines()? {
@@ -160,7 +166,8 @@ impl Manifest {
     /// The entry whose columns `get` gives; relative paths start at the manifest's folder.
     fn entry(&self, get: impl Fn(&str) -> Option<String>, place: impl Fn() -> String) -> Result<Entry> {
         let path = get("path").filter(|p| !p.is_empty());
-        let path = path.with_context(|| format!("{}{}: the row has no path", self.path.display(), place()))?;
+        let path =
+            path.with_context(|| format!("{}{}: the row has no path", self.path.display(), place()))?;
         let folder = self.path.parent().unwrap_or(Path::new(""));
         Ok(Entry {
             path: folder.join(path).to_string_lossy().into_owned(),
@@ -187,7 +194,8 @@ impl Manifest {
     }
 
     fn parquet(&self) -> Result<ParquetRecordBatchReaderBuilder<File>> {
-        ParquetRecordBatchReaderBuilder::try_new(self.file()?).with_context(|| self.path.display().to_string())
+        ParquetRecordBatchReaderBuilder::try_new(self.file()?)
+            .with_context(|| self.path.display().to_string())
     }
 
     fn json_object(&self, n: usize, line: &str) -> Result<serde_json::Map<String, serde_json::Value>> {

@@ -105,7 +105,8 @@ impl Chain {
         });
         let (on_last_pad, weak_sink) = (ears.clone(), sink.downgrade());
         front.connect_no_more_pads(move |_| {
-            let unlinked = weak_sink.upgrade().and_then(|s| s.static_pad("sink")).is_some_and(|p| !p.is_linked());
+            let unlinked =
+                weak_sink.upgrade().and_then(|s| s.static_pad("sink")).is_some_and(|p| !p.is_linked());
             if unlinked {
                 end(&on_last_pad, Err(Reason::Unsupported("no video stream".into())));
             }
@@ -113,16 +114,19 @@ impl Chain {
         let chain = Self { pipeline };
         if chain.pipeline.set_state(gst::State::Playing).is_err() {
             // The cause is on the bus, and so with the listener already; this is for silent failures.
-            end(&ears, Err(Reason::Corrupt { last_good: None, detail: "the pipeline would not start".into() }));
+            end(
+                &ears,
+                Err(Reason::Corrupt { last_good: None, detail: "the pipeline would not start".into() }),
+            );
         }
         Ok(chain)
     }
 }
 
 fn make(name: &str) -> Result<gst::Element, Reason> {
-    gst::ElementFactory::make(name)
-        .build()
-        .map_err(|_| Reason::Unsupported(format!("needs the GStreamer element {name}, which is not installed")))
+    gst::ElementFactory::make(name).build().map_err(|_| {
+        Reason::Unsupported(format!("needs the GStreamer element {name}, which is not installed"))
+    })
 }
 
 fn sink<L: Listener + 'static>(ears: &Ears<L>) -> gst_app::AppSink {

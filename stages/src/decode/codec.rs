@@ -54,7 +54,7 @@ fn registered_decoder(caps: &gst::CapsRef) -> Option<String> {
     let decoders = gst::ElementFactory::factories_with_type(kind, gst::Rank::MARGINAL);
     let best = decoders
         .into_iter()
-        .filter(|f| f.can_sink_all_caps(&caps.to_owned()) && !f.name().starts_with("nv"))
+        .filter(|f| f.can_sink_all_caps(caps) && !f.name().starts_with("nv"))
         .max_by_key(|f| (f.rank(), f.name()))?;
     Some(best.name().into())
 }

@@ -33,7 +33,8 @@ impl Container {
     /// The container of a file that starts with `head` (a few kilobytes suffice).
     pub fn of(head: &[u8]) -> Self {
         let at = |offset: usize, magic: &[u8]| head.get(offset..offset + magic.len()) == Some(magic);
-        let synced = |offset: usize, packet: usize| (0..3).all(|i| head.get(offset + i * packet) == Some(&0x47));
+        let synced =
+            |offset: usize, packet: usize| (0..3).all(|i| head.get(offset + i * packet) == Some(&0x47));
         const BOXES: [&[u8; 4]; 9] =
             [b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"moof"];
         const ASF_HEADER: &[u8] = &[0x30, 0x26, 0xB2, 0x75, 0x8E, 0x66, 0xCF, 0x11];

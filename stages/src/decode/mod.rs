@@ -153,7 +153,8 @@ impl Decode {
 
     fn decode(&mut self, item: &EncodedClip, out: &mut dyn Emit<FrameBatch>) -> Result<Finished, Stopped> {
         let sampling = self.settings.sampling;
-        let packets = if sampling.needs_packets() { self.packet_times(&item.file)? } else { PacketTimes::default() };
+        let packets =
+            if sampling.needs_packets() { self.packet_times(&item.file)? } else { PacketTimes::default() };
         let (events, received) = bounded(2);
         let progress = Arc::new(AtomicU64::new(0));
         let converter = Converter {
@@ -169,9 +170,10 @@ impl Decode {
             events,
             progress: progress.clone(),
         };
-        let decoding = self.decoder.start(&item.file, sampling == Sampling::Keyframes, Box::new(converter))?;
+        let decoding =
+            self.decoder.start(&item.file, sampling == Sampling::Keyframes, Box::new(converter))?;
         let running = Running { events: received, decoding: Some(decoding) };
-        running.to_the_end(out, &progress, self.settings.stall)
+        running.forward(out, &progress, self.settings.stall)
     }
 
     /// What is wrong with a clip that ended with frames, if anything.
@@ -262,7 +264,8 @@ impl From<Reason> for Stopped {
 }
 
 impl Running {
-    fn to_the_end(
+    /// Sends batches on until the clip ends.
+    fn forward(
         mut self,
         out: &mut dyn Emit<FrameBatch>,
         progress: &AtomicU64,

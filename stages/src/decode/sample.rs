@@ -146,8 +146,11 @@ mod tests {
     fn chosen(sampling: Sampling, times: &[i64], end: i64) -> Vec<u32> {
         let packets = PacketTimes::new(times.iter().map(|t| ms(*t)).collect(), Some(ms(end)));
         let mut sampler = Sampler::new(sampling, packets);
-        let mut chosen: Vec<u32> =
-            times.iter().filter_map(|t| sampler.push(ms(*t), *t == 0, ())).map(|(info, ())| info.frame_index).collect();
+        let mut chosen: Vec<u32> = times
+            .iter()
+            .filter_map(|t| sampler.push(ms(*t), *t == 0, ()))
+            .map(|(info, ())| info.frame_index)
+            .collect();
         chosen.extend(sampler.finish(ms(end)).map(|(info, ())| info.frame_index));
         chosen
     }

@@ -145,15 +145,15 @@ impl Listener for Pictures {
     }
 
     fn sample(&mut self, sample: gst::Sample) -> Result<(), Closed> {
-        if self.last.is_none() {
-            if let Some(s) = sample.caps().and_then(|c| c.structure(0)) {
-                self.end.width = s.get::<i32>("width").unwrap_or(0) as u32;
-                self.end.height = s.get::<i32>("height").unwrap_or(0) as u32;
-                let fps = s.get::<gst::Fraction>("framerate").unwrap_or(gst::Fraction::new(0, 1));
-                if fps.numer() > 0 {
-                    self.end.fps = f64::from(fps.numer()) / f64::from(fps.denom());
-                    self.frame_ns = (1e9 / self.end.fps) as i64;
-                }
+        if self.last.is_none()
+            && let Some(s) = sample.caps().and_then(|c| c.structure(0))
+        {
+            self.end.width = s.get::<i32>("width").unwrap_or(0) as u32;
+            self.end.height = s.get::<i32>("height").unwrap_or(0) as u32;
+            let fps = s.get::<gst::Fraction>("framerate").unwrap_or(gst::Fraction::new(0, 1));
+            if fps.numer() > 0 {
+                self.end.fps = f64::from(fps.numer()) / f64::from(fps.denom());
+                self.frame_ns = (1e9 / self.end.fps) as i64;
             }
         }
         let raw = sample.buffer().and_then(|b| b.pts());

@@ -21,7 +21,11 @@ impl Surface {
     ///
     /// `unspecified` is the matrix of streams that name none. Formats that the kernels do not read
     /// are converted to 8-bit 4:4:4 first.
-    pub fn with_picture<R>(&self, unspecified: Matrix, see: impl FnOnce(&Picture<'_>) -> R) -> Result<R, String> {
+    pub fn with_picture<R>(
+        &self,
+        unspecified: Matrix,
+        see: impl FnOnce(&Picture<'_>) -> R,
+    ) -> Result<R, String> {
         let caps = self.sample.caps().ok_or("a sample without caps")?;
         let buffer = self.sample.buffer().ok_or("a sample without a buffer")?;
         let info = gst_video::VideoInfo::from_caps(caps).map_err(|e| format!("caps {caps}: {e}"))?;
@@ -33,11 +37,11 @@ impl Surface {
                 let plain = gst_video::VideoInfo::builder(VideoFormat::Y444, info.width(), info.height())
                     .build()
                     .map_err(|e| e.to_string())?;
-                let converter =
-                    gst_video::VideoConverter::new(&info, &plain, None).map_err(|e| format!("{}: {e}", info.format()))?;
+                let converter = gst_video::VideoConverter::new(&info, &plain, None)
+                    .map_err(|e| format!("{}: {e}", info.format()))?;
                 let out = gst::Buffer::with_size(plain.size()).map_err(|e| e.to_string())?;
-                let mut out =
-                    gst_video::VideoFrame::from_buffer_writable(out, &plain).map_err(|_| "cannot map a new buffer")?;
+                let mut out = gst_video::VideoFrame::from_buffer_writable(out, &plain)
+                    .map_err(|_| "cannot map a new buffer")?;
                 converter.frame_ref(&frame, &mut out.as_mut_video_frame_ref());
                 let format = PixelFormat { layout: Layout::Planar, subsampling: (0, 0), depth: 8 };
                 Ok(see(&self.picture(&out.as_video_frame_ref(), format, unspecified)?))
@@ -54,7 +58,8 @@ impl Surface {
         let mut planes = [Plane { data: &[], stride: 0 }; 3];
         for (i, plane) in planes.iter_mut().enumerate().take(frame.n_planes() as usize) {
             let data = frame.plane_data(i as u32).map_err(|e| e.to_string())?;
-            let stride = usize::try_from(frame.plane_stride()[i]).map_err(|_| "a picture stored upside down")?;
+            let stride =
+                usize::try_from(frame.plane_stride()[i]).map_err(|_| "a picture stored upside down")?;
             *plane = Plane { data, stride };
         }
         let info = frame.info();

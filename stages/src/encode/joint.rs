@@ -122,9 +122,10 @@ const NPY_MAGIC: &[u8] = b"\x93NUMPY\x01\x00";
 
 /// Writes rows of f32 as NumPy's format 1.0, whole or not at all.
 fn write_npy(path: &Path, values: &[f32], dim: usize) -> std::io::Result<()> {
-    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}, {dim}), }}", values.len() / dim);
+    let mut header =
+        format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}, {dim}), }}", values.len() / dim);
     // The data starts at a multiple of 64 bytes.
-    while (NPY_MAGIC.len() + 2 + header.len() + 1) % 64 != 0 {
+    while !(NPY_MAGIC.len() + 2 + header.len() + 1).is_multiple_of(64) {
         header.push(' ');
     }
     header.push('\n');
@@ -143,9 +144,15 @@ fn write_npy(path: &Path, values: &[f32], dim: usize) -> std::io::Result<()> {
 fn read_npy(path: &Path, dim: usize) -> Result<Vec<f32>> {
     let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let damaged = || format!("{} is damaged; build it again with `clipmill model build`", path.display());
-    let header = bytes.get(8..10).map(|b| usize::from(u16::from_le_bytes([b[0], b[1]]))).with_context(damaged)?;
-    let data = bytes.get(10 + header..).filter(|d| !d.is_empty() && d.len() % (4 * dim) == 0).with_context(damaged)?;
-    if !bytes.starts_with(NPY_MAGIC) || !bytes[10..10 + header].starts_with(b"{'descr': '<f4', 'fortran_order': False") {
+    let header =
+        bytes.get(8..10).map(|b| usize::from(u16::from_le_bytes([b[0], b[1]]))).with_context(damaged)?;
+    let data = bytes
+        .get(10 + header..)
+        .filter(|d| !d.is_empty() && d.len() % (4 * dim) == 0)
+        .with_context(damaged)?;
+    if !bytes.starts_with(NPY_MAGIC)
+        || !bytes[10..10 + header].starts_with(b"{'descr': '<f4', 'fortran_order': False")
+    {
         bail!(damaged());
     }
     Ok(data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())

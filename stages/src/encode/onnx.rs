@@ -6,11 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use ort::{
-    environment::Environment,
-    session::Session,
-    value::TensorRef,
-};
+use ort::{environment::Environment, session::Session, value::TensorRef};
 
 use super::{Encoded, Encoder};
 use crate::model::Model;
@@ -111,7 +107,12 @@ impl Encoder for OnnxEncoder {
         };
         let embeddings = take(&self.embedding)?;
         if embeddings.len() != n * self.dim {
-            bail!("output {:?} has {} values a frame, the card says {}", self.embedding, embeddings.len() / n, self.dim);
+            bail!(
+                "output {:?} has {} values a frame, the card says {}",
+                self.embedding,
+                embeddings.len() / n,
+                self.dim
+            );
         }
         let logits = self.logits.as_deref().map(take).transpose()?.unwrap_or_default();
         Ok(Encoded { embeddings, logits })

@@ -36,11 +36,19 @@ impl TextEncoder {
     pub fn open(model: &Model, library: &Path) -> Result<Self> {
         let name = &model.card.name;
         let tower = model.card.text.clone();
-        let tower = tower.with_context(|| format!("model {name} has no text tower: words cannot be searched"))?;
-        let tokenizer = tokenizer(&tower, |file| model.file(file)).with_context(|| format!("model {name}"))?;
-        let session = session(&model.file(&tower.file), 1, library).with_context(|| format!("model {name}"))?;
+        let tower =
+            tower.with_context(|| format!("model {name} has no text tower: words cannot be searched"))?;
+        let tokenizer =
+            tokenizer(&tower, |file| model.file(file)).with_context(|| format!("model {name}"))?;
+        let session =
+            session(&model.file(&tower.file), 1, library).with_context(|| format!("model {name}"))?;
         let inputs = [Some(&tower.input_ids), tower.attention_mask.as_ref(), tower.token_type_ids.as_ref()];
-        require(&tower.file, "input", session.inputs().iter().map(|i| i.name()), inputs.into_iter().flatten())?;
+        require(
+            &tower.file,
+            "input",
+            session.inputs().iter().map(|i| i.name()),
+            inputs.into_iter().flatten(),
+        )?;
         require(&tower.file, "output", session.outputs().iter().map(|o| o.name()), [&tower.output])?;
         Ok(Self { tower, dim: model.card.joint.dim, tokenizer, session })
     }
@@ -53,7 +61,8 @@ impl TextEncoder {
         let n = ids.len();
         let mask: Vec<i64> = (0..n).map(|i| i64::from(i < n_real)).collect();
         let segments = vec![0i64; n];
-        let mut inputs = ort::inputs![self.tower.input_ids.as_str() => TensorRef::from_array_view(([1, n], &ids[..]))?];
+        let mut inputs =
+            ort::inputs![self.tower.input_ids.as_str() => TensorRef::from_array_view(([1, n], &ids[..]))?];
         if let Some(name) = &self.tower.attention_mask {
             inputs.push((name.as_str().into(), TensorRef::from_array_view(([1, n], &mask[..]))?.into()));
         }
@@ -121,9 +130,11 @@ fn clip_tokenizer(vocab: &Path, merges: &Path) -> Result<Tokenizer> {
     let words = Split::new(SplitPattern::Regex(PATTERN.into()), SplitDelimiterBehavior::Removed, true);
     let bytes = ByteLevel::new(false, true, true);
     tokenizer.with_pre_tokenizer(Some(PreTokenizers::new(vec![words.map_err(fail)?.into(), bytes.into()])));
-    let id = |token: &str| tokenizer.token_to_id(token).with_context(|| format!("the vocabulary lacks {token}"));
+    let id =
+        |token: &str| tokenizer.token_to_id(token).with_context(|| format!("the vocabulary lacks {token}"));
     let (start, end) = (id("<|startoftext|>")?, id(END)?);
-    let ends = RobertaProcessing::new((END.into(), end), ("<|startoftext|>".into(), start)).trim_offsets(false);
+    let ends =
+        RobertaProcessing::new((END.into(), end), ("<|startoftext|>".into(), start)).trim_offsets(false);
     tokenizer.with_post_processor(Some(ends.add_prefix_space(false)));
     Ok(tokenizer)
 }

@@ -114,7 +114,9 @@ impl Standing {
         let mut text = Vec::new();
         for n in 1.. {
             text.clear();
-            let len = reader.read_until(b'\n', &mut text).with_context(|| format!("cannot read {}", path.display()))?;
+            let len = reader
+                .read_until(b'\n', &mut text)
+                .with_context(|| format!("cannot read {}", path.display()))?;
             if text.last() != Some(&b'\n') {
                 break;
             }
@@ -175,7 +177,8 @@ impl Ledger {
             fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
         }
         let lock_path = folder.join("lock");
-        let mut lock = OpenOptions::new().create(true).truncate(false).write(true).read(true).open(&lock_path)?;
+        let mut lock =
+            OpenOptions::new().create(true).truncate(false).write(true).read(true).open(&lock_path)?;
         if lock.try_lock().is_err() {
             let holder = fs::read_to_string(&lock_path).unwrap_or_default();
             bail!("{} is in use by another clipmill, process {}", folder.display(), holder.trim());

@@ -135,7 +135,8 @@ impl Stage for Index {
         if self.rejected.contains(&id) {
             return Ok(());
         }
-        let pending = self.pending.entry(id).or_insert_with(|| Pending { clip, frames: Vec::new(), end: None });
+        let pending =
+            self.pending.entry(id).or_insert_with(|| Pending { clip, frames: Vec::new(), end: None });
         let VectorShape { dim, image_dim } = self.settings.shape;
         for (i, info) in frames.into_iter().enumerate() {
             let image = image_embeddings.get(i * image_dim..(i + 1) * image_dim).unwrap_or_default().to_vec();

@@ -9,8 +9,8 @@ use std::{
 use anyhow::{Context as _, Result};
 use arrow::{
     array::{
-        ArrayRef, BooleanArray, FixedSizeListArray, Float16Array, Float64Array, Int64Array, RecordBatch, StringArray,
-        UInt32Array, UInt64Array,
+        ArrayRef, BooleanArray, FixedSizeListArray, Float16Array, Float64Array, Int64Array, RecordBatch,
+        StringArray, UInt32Array, UInt64Array,
     },
     datatypes::{DataType, Field, SchemaRef},
 };
@@ -98,7 +98,8 @@ impl PartialFile {
 
 /// Gives a closed file its name.
 fn publish((partial, path): (PathBuf, PathBuf)) -> Result<()> {
-    fs::rename(&partial, &path).with_context(|| format!("cannot rename {} to {}", partial.display(), path.display()))?;
+    fs::rename(&partial, &path)
+        .with_context(|| format!("cannot rename {} to {}", partial.display(), path.display()))?;
     if let Some(folder) = path.parent() {
         File::open(folder)?.sync_all().with_context(|| format!("cannot sync {}", folder.display()))?;
     }

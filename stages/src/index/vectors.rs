@@ -64,7 +64,10 @@ pub fn search(folder: &Path, query: &[f32], k: usize) -> Result<Vec<Hit>> {
                 })
             })
             .collect();
-        threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(anyhow!("a search thread panicked")))).collect()
+        threads
+            .into_iter()
+            .map(|t| t.join().unwrap_or_else(|_| Err(anyhow!("a search thread panicked"))))
+            .collect()
     });
     let mut best: Vec<(u64, Best)> = Vec::new();
     for part in parts {
@@ -81,7 +84,8 @@ fn open(path: &Path, columns: &[&str]) -> Result<impl Iterator<Item = Result<Rec
     let file = File::open(path).with_context(|| format!("cannot open {name}"))?;
     let builder = ParquetRecordBatchReaderBuilder::try_new(file).with_context(|| name.clone())?;
     let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
-    let reader = builder.with_projection(mask).with_batch_size(SCAN_ROWS).build().with_context(|| name.clone())?;
+    let reader =
+        builder.with_projection(mask).with_batch_size(SCAN_ROWS).build().with_context(|| name.clone())?;
     Ok(reader.map(move |batch| batch.with_context(|| name.clone())))
 }
 
@@ -137,8 +141,16 @@ fn names(folder: &Path, best: &[(u64, Best)]) -> Result<Vec<Hit>> {
     }
     best.iter()
         .map(|(id, b)| {
-            let (path, label) = named.remove(id).with_context(|| format!("clip {id} is in frames/, not in clips/"))?;
-            Ok(Hit { score: b.score, clip_id: *id, path, label, frame_index: b.frame_index, pts_ns: b.pts_ns })
+            let (path, label) =
+                named.remove(id).with_context(|| format!("clip {id} is in frames/, not in clips/"))?;
+            Ok(Hit {
+                score: b.score,
+                clip_id: *id,
+                path,
+                label,
+                frame_index: b.frame_index,
+                pts_ns: b.pts_ns,
+            })
         })
         .collect()
 }
