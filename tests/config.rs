@@ -73,14 +73,14 @@ threads = 9999
         "\
 run.toml: input.clips is missing
 run.toml: output.dir is missing
-run.toml:5: sample.every_ms is 0, needs a whole number from 1 to 86400000
-run.toml:10: decode.matrix is \"bt610\", needs one of bt601, bt709, bt2020; did you mean \"bt601\"?
-run.toml:9: decode.workers is 1.5, needs a whole number from 0 to 256
-run.toml:16: encode.threads is 9999, needs a whole number from 0 to 256
-run.toml:15: encode.batch is \"eight\", needs a whole number from 1 to 1024
 run.toml:2: unknown key input.clip; did you mean input.clips?
+run.toml:5: sample.every_ms is 0, needs a whole number from 1 to 86400000
+run.toml:9: decode.workers is 1.5, needs a whole number from 0 to 256
+run.toml:10: decode.matrix is \"bt610\", needs one of bt601, bt709, bt2020; did you mean \"bt601\"?
+run.toml:11: unknown key decode.stal_s; did you mean decode.stall_s?
 run.toml:12: unknown key decode.keep_image_embeding; did you mean index.keep_image_embedding?
-run.toml:11: unknown key decode.stal_s; did you mean decode.stall_s?",
+run.toml:15: encode.batch is \"eight\", needs a whole number from 1 to 1024
+run.toml:16: encode.threads is 9999, needs a whole number from 0 to 256",
     );
 }
 

@@ -114,7 +114,10 @@ impl ClipList {
             Source::File(path) => Box::new(std::iter::once(Ok(self.entry(path)))),
             Source::Folder(folder) => Box::new(files_under(folder).map(|path| Ok(self.entry(&path?)))),
             Source::Glob(pattern) => {
-                let found = glob::glob(pattern).with_context(|| format!("input.clips: {pattern}"))?;
+                // As a shell does: hidden files only where the pattern names the dot.
+                let options = glob::MatchOptions { require_literal_leading_dot: true, ..Default::default() };
+                let found =
+                    glob::glob_with(pattern, options).with_context(|| format!("input.clips: {pattern}"))?;
                 Box::new(found.filter_map(|path| match path {
                     Ok(path) if path.is_dir() => None,
                     Ok(path) => Some(Ok(self.entry(&path))),

@@ -65,7 +65,8 @@ pub(super) struct Reader<'a> {
     given: Vec<Given>,
     known: Vec<String>,
     settings: Vec<Setting>,
-    errors: Vec<String>,
+    /// With their lines, for the order.
+    errors: Vec<(usize, String)>,
 }
 
 impl<'a> Reader<'a> {
@@ -134,12 +135,12 @@ impl<'a> Reader<'a> {
     /// Adds an error about `key`, at its line.
     pub(super) fn error(&mut self, key: &str, what: &str) {
         let place = self.given.iter().find(|g| g.key == key).map(|g| g.place.clone());
-        let at = match place {
-            Some(Place::Line(n)) => format!("{}:{n}", self.file),
-            Some(Place::CommandLine) => "--set".into(),
-            None => self.file.to_owned(),
+        let (line, at) = match place {
+            Some(Place::Line(n)) => (n, format!("{}:{n}", self.file)),
+            Some(Place::CommandLine) => (usize::MAX, "--set".into()),
+            None => (0, self.file.to_owned()),
         };
-        self.errors.push(format!("{at}: {what}"));
+        self.errors.push((line, format!("{at}: {what}")));
     }
 
     fn wrong(&mut self, key: &str, found: &Value, needed: &str) {
@@ -233,7 +234,11 @@ impl<'a> Reader<'a> {
             let hint = near.map(|k| format!("; did you mean {k}?")).unwrap_or_default();
             self.error(&key, &format!("unknown key {key}{hint}"));
         }
-        if self.errors.is_empty() { Ok(self.settings) } else { Err(Errors(self.errors)) }
+        if self.errors.is_empty() {
+            return Ok(self.settings);
+        }
+        self.errors.sort_by_key(|(line, _)| *line);
+        Err(Errors(self.errors.into_iter().map(|(_, told)| told).collect()))
     }
 }
 
