@@ -6,6 +6,7 @@
 use anyhow::{Context as _, Result};
 use benches::{Case, print, save, thread_cpu_ns};
 use kernels::{
+    aligned::AlignedFloats,
     lanes::Lanes,
     picture::{Colour, Layout, Orientation, Picture, PixelFormat, Plane},
     preprocess::{Preprocessor, Recipe, Resize},
@@ -75,14 +76,15 @@ impl Frames {
 /// Median microseconds of CPU an image, of five rounds.
 fn measure(frames: &Frames, lanes: Lanes) -> Result<f64> {
     let mut preprocessor = Preprocessor::with_lanes(recipe(), lanes);
-    let mut out = vec![0.0; recipe().tensor_len()];
+    let mut out = AlignedFloats::zeroed(recipe().tensor_len());
+    let out = &mut out.floats_mut()[..recipe().tensor_len()];
     // The clock ticks every 4 ms: a round must last for many of them.
     let n = (1_000_000_000 / (frames.width * frames.height + 200_000)).clamp(20, 4000);
     let mut rounds = Vec::new();
     for round in 0..6 {
         let before = thread_cpu_ns();
         for i in 0..n {
-            preprocessor.run(&frames.picture(i), &mut out)?;
+            preprocessor.run(&frames.picture(i), out)?;
         }
         // The first round warms up.
         if round > 0 {

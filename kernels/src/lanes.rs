@@ -9,6 +9,8 @@ pub mod rows;
 #[cfg(target_arch = "x86_64")]
 mod sixteen;
 
+#[cfg(target_arch = "x86_64")]
+use crate::aligned::AlignedFloats;
 use crate::resample::Taps;
 
 /// Rows in a block: two AVX2 registers of `f32`.
@@ -177,7 +179,7 @@ impl Lanes {
         source: &[u8],
         stride: usize,
         n: usize,
-        floats: &mut Vec<f32>,
+        floats: &mut AlignedFloats,
         weights: &rows::GroupedWeights,
         out: &mut [f32],
     ) {

@@ -5,6 +5,7 @@
 //! - [`resample`]: antialiased filter weights, as Pillow computes them;
 //! - [`colour`]: YUV to RGB matrices from the standards' constants;
 //! - [`preprocess`]: picture → normalized planar tensor, fused in one pass;
+//! - [`aligned`]: its buffers;
 //! - [`lanes`]: the inner loops of it, portable and AVX2;
 //! - [`reference`](mod@reference): the same result in double precision, slow and plain;
 //! - [`dot`]: inner products with float16 rows, for search;
@@ -12,6 +13,7 @@
 //!
 //! Nothing here knows what a clip, a stage or a thread is.
 
+pub mod aligned;
 pub mod colour;
 pub mod dot;
 pub mod lanes;

@@ -12,6 +12,7 @@
 #[cfg(target_arch = "x86_64")]
 use crate::lanes::rows::{GroupedWeights, Rows, TOGETHER};
 use crate::{
+    aligned::AlignedFloats,
     colour::ToRgb,
     lanes::{Byte, Coefficients, Lanes, Normalize, ROWS, Weights, Word},
     picture::{Colour, Layout, Orientation, Picture, PixelFormat, Plane},
@@ -127,12 +128,12 @@ impl Prepared {
 #[derive(Default)]
 struct Scratch {
     unpacked: [Vec<u8>; 3],
-    rows: Vec<f32>,
-    columns: Vec<f32>,
-    blocks: [Vec<f32>; 3],
-    turned: Vec<f32>,
-    floats: Vec<f32>,
-    across: [Vec<f32>; 3],
+    rows: AlignedFloats,
+    columns: AlignedFloats,
+    blocks: [AlignedFloats; 3],
+    turned: AlignedFloats,
+    floats: AlignedFloats,
+    across: [AlignedFloats; 3],
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -178,18 +179,15 @@ impl Plan {
         let (sx, sy) = format.subsampling;
         let (chroma_width, chroma_height) = picture.chroma_size();
         let siting = colour.siting;
+        let (across, down) = (Taps::new(across, recipe.filter), Taps::new(down, recipe.filter));
+        let chroma_across = across.over_chroma(chroma_width, sx, siting.cosited_across);
+        let chroma_down = down.over_chroma(chroma_height, sy, siting.cosited_down);
         Plan {
             kind: Kind { width, height, format, colour, orientation },
             width: kept_width,
             height: kept_height,
-            across: [
-                Taps::new(across, recipe.filter, width, 0, false),
-                Taps::new(across, recipe.filter, chroma_width, sx, siting.cosited_across),
-            ],
-            down: [
-                Taps::new(down, recipe.filter, height, 0, false),
-                Taps::new(down, recipe.filter, chroma_height, sy, siting.cosited_down),
-            ],
+            across: [across, chroma_across],
+            down: [down, chroma_down],
             to_rgb: ToRgb::new(format, colour),
         }
     }
@@ -224,7 +222,7 @@ impl Preprocessor {
         let planes = unpack(picture, &mut self.scratch.unpacked);
         let upright = picture.orientation == Orientation::default();
         let mut turned = std::mem::take(&mut self.scratch.turned);
-        let target = if upright { &mut *out } else { sized(&mut turned, 3 * width * height) };
+        let target = if upright { &mut *out } else { turned.sized(3 * width * height) };
         #[cfg(target_arch = "x86_64")]
         if let Some(across) = &prepared.by_rows {
             let words = picture.format.sample_bytes() == 2;
@@ -232,12 +230,12 @@ impl Preprocessor {
             let scratch = (&mut self.scratch.floats, &mut self.scratch.across);
             run(self.lanes, prepared, across, picture, &planes, scratch, self.recipe.normalize(), target);
             if !upright {
-                turn(&turned, picture.orientation, (self.recipe.width, self.recipe.height), out);
+                turn(turned.floats(), picture.orientation, (self.recipe.width, self.recipe.height), out);
             }
             self.scratch.turned = turned;
             return Ok(());
         }
-        let mut blocks = self.scratch.blocks.each_mut().map(|b| sized(b, width.next_multiple_of(8) * ROWS));
+        let mut blocks = self.scratch.blocks.each_mut().map(|b| b.sized(width.next_multiple_of(8) * ROWS));
         let normalize = self.recipe.normalize();
         for top in (0..height).step_by(ROWS) {
             for (component, plane) in planes.iter().enumerate() {
@@ -258,7 +256,7 @@ impl Preprocessor {
             }
         }
         if !upright {
-            turn(&turned, picture.orientation, (self.recipe.width, self.recipe.height), out);
+            turn(turned.floats(), picture.orientation, (self.recipe.width, self.recipe.height), out);
         }
         self.scratch.turned = turned;
         Ok(())
@@ -291,14 +289,6 @@ impl From<ToRgb> for Coefficients {
             bu: m.bu as f32,
         }
     }
-}
-
-/// `buffer`, at least `len` long, cut to `len`.
-fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    if buffer.len() < len {
-        buffer.resize(len, 0.0);
-    }
-    &mut buffer[..len]
 }
 
 /// Every plane holds its rows.
@@ -371,14 +361,14 @@ fn resize_block<S: crate::lanes::Sample>(
     plane: &Plane<'_>,
     (across, down, (first, end)): (&Weights, &Weights, (usize, usize)),
     top: usize,
-    rows: &mut Vec<f32>,
-    columns: &mut Vec<f32>,
+    rows: &mut AlignedFloats,
+    columns: &mut AlignedFloats,
     block: &mut [f32],
 ) {
     let n_columns = end - first;
-    let pitch = n_columns.next_multiple_of(8);
-    let rows = sized(rows, pitch * ROWS);
-    let columns = sized(columns, pitch * ROWS);
+    let pitch = n_columns.next_multiple_of(16);
+    let rows = rows.sized(pitch * ROWS);
+    let columns = columns.sized(pitch * ROWS);
     for row in 0..ROWS {
         // The last block repeats the last row; the surplus is not stored.
         let output = (top + row).min(down.start.len() - 1);
@@ -399,7 +389,7 @@ fn by_rows<S: crate::lanes::Sample>(
     across: &[GroupedWeights; 2],
     picture: &Picture<'_>,
     planes: &[Plane<'_>],
-    (floats, rows): (&mut Vec<f32>, &mut [Vec<f32>; 3]),
+    (floats, rows): (&mut AlignedFloats, &mut [AlignedFloats; 3]),
     normalize: Normalize,
     out: &mut [f32],
 ) {
@@ -409,7 +399,7 @@ fn by_rows<S: crate::lanes::Sample>(
     let needed: [_; 3] = std::array::from_fn(|c| prepared.plan.down[usize::from(c > 0)].span());
     let mut made = needed.each_ref().map(|rows| rows.start);
     for (rows, needed) in rows.iter_mut().zip(&needed) {
-        sized(rows, needed.end * pitch);
+        rows.sized(needed.end * pitch);
     }
     let (red, rest) = out.split_at_mut(width * height);
     let (green, blue) = rest.split_at_mut(width * height);
@@ -421,7 +411,7 @@ fn by_rows<S: crate::lanes::Sample>(
             while made[c] < down.start[y] + down.width {
                 let together = TOGETHER.min(needed[c].end - made[c]);
                 let source = &plane.data[made[c] * plane.stride..];
-                let to = &mut rows[c][made[c] * pitch..][..together * pitch];
+                let to = &mut rows[c].floats_mut()[made[c] * pitch..][..together * pitch];
                 let across = &across[usize::from(c > 0)];
                 lanes.weigh_across::<S>(source, plane.stride, n, floats, across, to);
                 made[c] += together;
@@ -429,7 +419,7 @@ fn by_rows<S: crate::lanes::Sample>(
         }
         let component = |c: usize| {
             let down = &prepared.down[usize::from(c > 0)];
-            Rows { floats: &rows[c][down.start[y] * pitch..], pitch, weights: down.of(y) }
+            Rows { floats: &rows[c].floats()[down.start[y] * pitch..], pitch, weights: down.of(y) }
         };
         let row = y * width..(y + 1) * width;
         let rgb = [&mut red[row.clone()], &mut green[row.clone()], &mut blue[row]];

@@ -60,34 +60,61 @@ pub struct Taps {
 }
 
 impl Taps {
-    /// Weights over a plane with `plane_len` samples, one for every `1 << subsampling` luma samples,
-    /// sitting on the first of them when `cosited`, else in their middle.
-    pub fn new(axis: Axis, filter: Filter, plane_len: usize, subsampling: u8, cosited: bool) -> Self {
-        let planes_per_luma = 1.0 / f64::from(1u32 << subsampling);
-        let shift = if cosited { 0.5 * (1.0 - planes_per_luma) } else { 0.0 };
-        let scale = axis.luma_len as f64 / axis.resized_len as f64 * planes_per_luma;
+    /// Weights over luma samples.
+    pub fn new(axis: Axis, filter: Filter) -> Self {
+        let scale = axis.luma_len as f64 / axis.resized_len as f64;
         let stretch = scale.max(1.0);
         let reach = filter.support() * stretch;
-        let centre = |i: usize| ((axis.crop_start + i) as f64 + 0.5) * scale + shift;
-        // Pillow's rounding of the window's ends.
-        let window = |i: usize| {
-            let low = (centre(i) - reach + 0.5).max(0.0) as usize;
-            let high = ((centre(i) + reach + 0.5).max(0.0) as usize).min(plane_len);
-            let low = low.min(plane_len - 1);
-            (low, high.max(low + 1))
-        };
-        let mut outputs = Vec::with_capacity(axis.crop_len);
-        for i in 0..axis.crop_len {
-            let (low, high) = window(i);
-            let weights = (low..high).map(|p| filter.at((p as f64 + 0.5 - centre(i)) / stretch));
-            let mut weights: Vec<f64> = weights.collect();
+        let outputs = (0..axis.crop_len).map(|i| {
+            let centre = ((axis.crop_start + i) as f64 + 0.5) * scale;
+            // Pillow's rounding of the window's ends.
+            let low = (centre - reach + 0.5).max(0.0) as usize;
+            let high = ((centre + reach + 0.5).max(0.0) as usize).min(axis.luma_len);
+            let low = low.min(axis.luma_len - 1);
+            let weights = (low..high.max(low + 1)).map(|p| filter.at((p as f64 + 0.5 - centre) / stretch));
+            (low, weights.collect())
+        });
+        Self::from_outputs(outputs.collect(), axis.luma_len)
+    }
+
+    /// Weights over chroma samples that do what bringing chroma to luma's resolution by linear
+    /// interpolation, and then these weights, would do: both steps are linear, so one table holds
+    /// both. There is a chroma sample for every `1 << subsampling` luma samples, on the first of them
+    /// when `cosited`, else in their middle.
+    pub fn over_chroma(&self, plane_len: usize, subsampling: u8, cosited: bool) -> Self {
+        let per_luma = 1.0 / f64::from(1u32 << subsampling);
+        let shift = if cosited { 0.5 * (1.0 - per_luma) } else { 0.0 };
+        let outputs = self.start.iter().zip(self.weights.chunks(self.width)).map(|(start, weights)| {
+            // Luma sample `p` lies between chroma samples `at` and `at + 1`, nearer the second by `part`.
+            let place = |p: usize| {
+                let x = ((p as f64 + 0.5) * per_luma + shift - 0.5).clamp(0.0, (plane_len - 1) as f64);
+                (x.floor() as usize, x.fract())
+            };
+            let (low, _) = place(*start);
+            let (high, _) = place(start + self.width - 1);
+            let mut sums = vec![0.0; (high + 2).min(plane_len) - low];
+            for (j, weight) in weights.iter().enumerate() {
+                let (at, part) = place(start + j);
+                sums[at - low] += weight * (1.0 - part);
+                if part > 0.0 {
+                    sums[at - low + 1] += weight * part;
+                }
+            }
+            (low, sums)
+        });
+        Self::from_outputs(outputs.collect(), plane_len)
+    }
+
+    /// Normalizes the weights of every output and gives all the same width.
+    fn from_outputs(outputs: Vec<(usize, Vec<f64>)>, plane_len: usize) -> Self {
+        // The windows' ends are generous; a sample that weighs nothing need not be read.
+        let trim = |(low, weights): (usize, Vec<f64>)| {
             let sum: f64 = weights.iter().sum();
-            weights.iter_mut().for_each(|w| *w /= sum);
-            // The window's ends are generous; a sample that weighs nothing need not be read.
-            let skipped = weights.iter().take_while(|w| **w == 0.0).count();
-            let end = weights.iter().rposition(|w| *w != 0.0).map_or(skipped + 1, |last| last + 1);
-            outputs.push((low + skipped, weights[skipped..end].to_vec()));
-        }
+            let skipped = weights.iter().take_while(|w| w.abs() < 1e-9).count().min(weights.len() - 1);
+            let end = weights.iter().rposition(|w| w.abs() >= 1e-9).map_or(skipped + 1, |last| last + 1);
+            (low + skipped, weights[skipped..end].iter().map(|w| w / sum).collect::<Vec<f64>>())
+        };
+        let outputs: Vec<(usize, Vec<f64>)> = outputs.into_iter().map(trim).collect();
         let width = outputs.iter().map(|(_, w)| w.len()).max().unwrap_or(1);
         let mut taps = Taps { start: Vec::new(), width, weights: Vec::new() };
         for (low, weights) in outputs {
@@ -120,28 +147,19 @@ mod tests {
 
     #[test]
     fn same_size_is_the_identity() {
-        let taps = Taps::new(axis(7, 7), Filter::Bicubic, 7, 0, false);
-        for i in 0..7 {
-            for j in 0..taps.width {
-                let want = if taps.start[i] + j == i { 1.0 } else { 0.0 };
-                assert!((taps.weights[i * taps.width + j] - want).abs() < 1e-12);
-            }
-        }
+        let taps = Taps::new(axis(7, 7), Filter::Bicubic);
+        assert_eq!((taps.width, &taps.start[..]), (1, &[0, 1, 2, 3, 4, 5, 6][..]));
+        assert!(taps.weights.iter().all(|w| (w - 1.0).abs() < 1e-12));
     }
 
     #[test]
     fn weights_sum_to_one_and_stay_inside_for_any_size() {
         for luma_len in [1usize, 2, 3, 5, 8, 63, 320] {
             for resized_len in [1, 2, 7, 224] {
+                let luma = Taps::new(axis(luma_len, resized_len), Filter::Bicubic);
                 for (subsampling, cosited) in [(0, false), (1, false), (1, true), (2, true)] {
                     let plane_len = luma_len.div_ceil(1 << subsampling);
-                    let taps = Taps::new(
-                        axis(luma_len, resized_len),
-                        Filter::Bicubic,
-                        plane_len,
-                        subsampling,
-                        cosited,
-                    );
+                    let taps = luma.over_chroma(plane_len, subsampling, cosited);
                     assert!(taps.span().end <= plane_len);
                     for row in taps.weights.chunks(taps.width) {
                         assert!((row.iter().sum::<f64>() - 1.0).abs() < 1e-9);
@@ -152,9 +170,33 @@ mod tests {
     }
 
     #[test]
+    fn chroma_weights_are_interpolation_then_resize() {
+        let chroma = [10.0, 50.0, 20.0, 90.0, 40.0];
+        let luma = Taps::new(axis(9, 4), Filter::Bicubic);
+        for cosited in [false, true] {
+            // Chroma sample c lies at luma 2c when cosited, else at 2c + 0.5.
+            let at_luma = |p: usize| {
+                let x = (p as f64 / 2.0 - if cosited { 0.0 } else { 0.25 }).clamp(0.0, 4.0);
+                let low = x.floor() as usize;
+                chroma[low] * (1.0 - x.fract()) + chroma[(low + 1).min(4)] * x.fract()
+            };
+            let both = luma.over_chroma(5, 1, cosited);
+            for i in 0..4 {
+                let apply = |taps: &Taps, sample: &dyn Fn(usize) -> f64| -> f64 {
+                    (0..taps.width)
+                        .map(|j| taps.weights[i * taps.width + j] * sample(taps.start[i] + j))
+                        .sum()
+                };
+                let (two_steps, one) = (apply(&luma, &at_luma), apply(&both, &|c| chroma[c]));
+                assert!((two_steps - one).abs() < 1e-9, "{two_steps} {one}");
+            }
+        }
+    }
+
+    #[test]
     fn halving_averages_what_pillow_averages() {
         // PIL.Image.resize((2, 1), BILINEAR) of [0, 30, 60, 90]: windows of 3 and 3 samples.
-        let taps = Taps::new(axis(4, 2), Filter::Bilinear, 4, 0, false);
+        let taps = Taps::new(axis(4, 2), Filter::Bilinear);
         let source = [0.0, 30.0, 60.0, 90.0];
         let first: f64 = (0..taps.width).map(|j| taps.weights[j] * source[taps.start[0] + j]).sum();
         // Weights 0.75, 0.75, 0.25 over samples 0, 1, 2, normalized by 1.75.

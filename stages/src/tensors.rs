@@ -1,4 +1,4 @@
-//! Buffers for frames in the model's form, used again and again.
+//! Buffers for frames in the model's form, aligned, used again and again.
 //!
 //! A fresh buffer costs its page faults, which for a frame is as much as filling it.
 
@@ -7,10 +7,12 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use kernels::aligned::AlignedFloats;
+
 /// Buffers of one size. Clones share them.
 #[derive(Clone, Debug)]
 pub struct TensorPool {
-    free: Arc<Mutex<Vec<Vec<f32>>>>,
+    free: Arc<Mutex<Vec<AlignedFloats>>>,
     len: usize,
 }
 
@@ -23,33 +25,30 @@ impl TensorPool {
     /// A buffer with unspecified contents; it comes back when dropped.
     pub fn take(&self) -> TensorBuffer {
         let used = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        TensorBuffer { floats: used.unwrap_or_else(|| vec![0.0; self.len]), home: Some(self.clone()) }
+        TensorBuffer {
+            floats: used.unwrap_or_else(|| AlignedFloats::zeroed(self.len)),
+            home: Some(self.clone()),
+        }
     }
 }
 
 /// A buffer on loan from a [`TensorPool`].
 #[derive(Debug, Default)]
 pub struct TensorBuffer {
-    floats: Vec<f32>,
+    floats: AlignedFloats,
     home: Option<TensorPool>,
 }
 
 impl Deref for TensorBuffer {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        &self.floats
+        self.floats.floats()
     }
 }
 
 impl DerefMut for TensorBuffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.floats
-    }
-}
-
-impl From<Vec<f32>> for TensorBuffer {
-    fn from(floats: Vec<f32>) -> Self {
-        Self { floats, home: None }
+        self.floats.floats_mut()
     }
 }
 

@@ -8,6 +8,7 @@
 use std::arch::x86_64::*;
 
 use super::{Coefficients, Normalize, Sample, Weights};
+use crate::aligned::AlignedFloats;
 
 /// Samples that two registers hold.
 const WINDOW: usize = 32;
@@ -19,18 +20,23 @@ pub struct GroupedWeights {
     bases: Vec<usize>,
     /// Taps of every output.
     width: usize,
-    /// `groups × width` times sixteen places in the window.
-    places: Vec<[i32; 16]>,
-    /// `groups × width` times sixteen weights.
-    weights: Vec<[f32; 16]>,
+    /// `groups × width` taps.
+    taps: Vec<Tap>,
+}
+
+/// For each of sixteen outputs, a place in the window and its weight.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+struct Tap {
+    places: [i32; 16],
+    weights: [f32; 16],
 }
 
 impl GroupedWeights {
     /// `None` if some group needs more samples than a window holds.
     pub fn new(weights: &Weights) -> Option<Self> {
         let n = weights.start.len();
-        let mut grouped =
-            Self { bases: Vec::new(), width: weights.width, places: Vec::new(), weights: Vec::new() };
+        let mut grouped = Self { bases: Vec::new(), width: weights.width, taps: Vec::new() };
         for first in (0..n).step_by(16) {
             // A last group that is not full repeats its last output.
             let outputs: [usize; 16] = std::array::from_fn(|i| (first + i).min(n - 1));
@@ -41,8 +47,10 @@ impl GroupedWeights {
             }
             grouped.bases.push(base);
             for tap in 0..weights.width {
-                grouped.places.push(outputs.map(|o| (weights.start[o] + tap - base) as i32));
-                grouped.weights.push(outputs.map(|o| weights.of(o)[tap]));
+                grouped.taps.push(Tap {
+                    places: outputs.map(|o| (weights.start[o] + tap - base) as i32),
+                    weights: outputs.map(|o| weights.of(o)[tap]),
+                });
             }
         }
         Some(grouped)
@@ -68,7 +76,7 @@ pub(super) unsafe fn weigh_across<S: Sample>(
     source: &[u8],
     stride: usize,
     n: usize,
-    floats: &mut Vec<f32>,
+    floats: &mut AlignedFloats,
     weights: &GroupedWeights,
     out: &mut [f32],
 ) {
@@ -91,14 +99,12 @@ unsafe fn weigh_rows_across<S: Sample, const R: usize>(
     source: &[u8],
     stride: usize,
     n: usize,
-    floats: &mut Vec<f32>,
+    floats: &mut AlignedFloats,
     weights: &GroupedWeights,
     out: &mut [f32],
 ) {
-    let pitch = n + WINDOW;
-    if floats.len() < R * pitch {
-        floats.resize(R * pitch, 0.0);
-    }
+    let pitch = (n + WINDOW).next_multiple_of(16);
+    let floats = floats.sized(R * pitch);
     for r in 0..R {
         let row = &source[r * stride..][..n * S::BYTES];
         // SAFETY: this function has the features.
@@ -106,8 +112,9 @@ unsafe fn weigh_rows_across<S: Sample, const R: usize>(
     }
     let out_pitch = weights.padded_len();
     assert!(out.len() == R * out_pitch && weights.bases.iter().all(|b| *b <= n));
-    let taps = weights.places.chunks_exact(weights.width).zip(weights.weights.chunks_exact(weights.width));
-    for (group, (base, (places, weights))) in weights.bases.iter().zip(taps).enumerate() {
+    for (group, (base, taps)) in
+        weights.bases.iter().zip(weights.taps.chunks_exact(weights.width)).enumerate()
+    {
         // SAFETY: a window starts at most at `n` and so ends inside its row of `floats`; the arrays
         // hold sixteen elements; every row of `out` has sixteen floats a group.
         unsafe {
@@ -116,9 +123,9 @@ unsafe fn weigh_rows_across<S: Sample, const R: usize>(
                 [_mm512_loadu_ps(window), _mm512_loadu_ps(window.add(16))]
             });
             let mut sums = [_mm512_setzero_ps(); R];
-            for (places, weights) in places.iter().zip(weights) {
-                let places = _mm512_loadu_si512(places.as_ptr().cast());
-                let weights = _mm512_loadu_ps(weights.as_ptr());
+            for tap in taps {
+                let places = _mm512_load_si512(tap.places.as_ptr().cast());
+                let weights = _mm512_load_ps(tap.weights.as_ptr());
                 for (sum, [low, high]) in sums.iter_mut().zip(&windows) {
                     *sum = _mm512_fmadd_ps(_mm512_permutex2var_ps(*low, places, *high), weights, *sum);
                 }

@@ -38,7 +38,9 @@ pub(super) fn mapped_source(file: &Arc<MappedFile>) -> gst_app::AppSrc {
     source.set_size(len as i64);
     let position = Arc::new(AtomicUsize::new(0));
     let (seeked, file) = (position.clone(), file.clone());
-    let mut released = 0;
+    // Where the pages begin that were read and not released. Demuxers jump: to an index at the end,
+    // then back to the start.
+    let mut kept_from = 0;
     let callbacks = gst_app::AppSrcCallbacks::builder()
         .seek_data(move |_, offset| {
             seeked.store(offset as usize, Ordering::Relaxed);
@@ -58,9 +60,10 @@ pub(super) fn mapped_source(file: &Arc<MappedFile>) -> gst_app::AppSrc {
             }
             position.store(end, Ordering::Relaxed);
             let _ = source.push_buffer(buffer);
-            if start > released + 2 * KEPT_BYTES {
-                file.release(released..start - KEPT_BYTES);
-                released = start - KEPT_BYTES;
+            kept_from = kept_from.min(start);
+            if start > kept_from + 2 * KEPT_BYTES {
+                file.release(kept_from..start - KEPT_BYTES);
+                kept_from = start - KEPT_BYTES;
             }
         })
         .build();
