@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use pipeline::{
     config::{Config, Errors, Override},
     doctor::{self, State},
+    progress::eprint_line,
     query::{self, Query},
     run::{self, Ended, Options, Unusable},
 };
@@ -127,7 +128,7 @@ fn main() -> ExitCode {
     match execute(cli.command) {
         Ok(code) => code,
         Err(e) => {
-            fail(&e);
+            eprint_line(&format!("error: {e:#}"));
             let is_usage = e.is::<Errors>() || e.is::<Unusable>();
             ExitCode::from(if is_usage { 2 } else { 1 })
         }
@@ -229,14 +230,14 @@ fn model(command: ModelCommand) -> Result<()> {
     Ok(())
 }
 
-/// Data goes to stdout. A reader that has seen enough (`| head`) ends the program quietly.
+/// Data goes to stdout. A reader that has seen enough (`| head`) ends the program quietly; a disk that
+/// is full does not.
 fn print(text: &str) {
-    if writeln!(std::io::stdout(), "{text}").is_err() {
-        std::process::exit(0);
+    if let Err(e) = writeln!(std::io::stdout(), "{text}") {
+        if e.kind() == std::io::ErrorKind::BrokenPipe {
+            std::process::exit(0);
+        }
+        eprint_line(&format!("error: cannot write to stdout: {e}"));
+        std::process::exit(1);
     }
-}
-
-#[expect(clippy::print_stderr, reason = "text for people goes to stderr, and this is where")]
-fn fail(error: &anyhow::Error) {
-    eprintln!("error: {error:#}");
 }

@@ -1,7 +1,7 @@
 //! What a person sees while a run works: a bar on a terminal, plain lines elsewhere.
 
 use std::{
-    io::IsTerminal as _,
+    io::{IsTerminal as _, Write as _},
     time::{Duration, Instant},
 };
 
@@ -97,7 +97,7 @@ impl Progress {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "text for people goes to stderr, and this is where")]
-pub(crate) fn eprint_line(text: &str) {
-    eprintln!("{text}");
+/// A line on stderr. One that cannot be written (a log on a full disk) is not worth a run.
+pub fn eprint_line(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }

@@ -109,14 +109,17 @@ impl Record {
             bail!("output.dir: {} is a file, needs a folder", folder.display());
         }
         if !folder.join("run.json").exists() {
-            let mut entries =
-                fs::read_dir(folder).with_context(|| format!("output.dir: {}", folder.display()))?;
-            if let Some(other) = entries.next() {
-                bail!(
-                    "output.dir: {} is no run of clipmill but holds {}\nhint: choose a new or empty folder",
-                    folder.display(),
-                    other?.file_name().to_string_lossy()
-                );
+            // A run that died before its first `run.json` leaves these, and nothing in them.
+            const OURS: [&str; 5] = ["lock", "ledger", "frames", "clips", "run.json.partial"];
+            let is_begun = fs::metadata(folder.join("ledger")).is_ok_and(|ledger| ledger.len() > 0);
+            for entry in fs::read_dir(folder).with_context(|| format!("output.dir: {}", folder.display()))? {
+                let name = entry?.file_name().to_string_lossy().into_owned();
+                if is_begun || !OURS.contains(&name.as_str()) {
+                    bail!(
+                        "output.dir: {} is no run of clipmill but holds {name}\nhint: choose a new or empty folder",
+                        folder.display()
+                    );
+                }
             }
             return Ok(());
         }

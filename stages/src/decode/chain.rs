@@ -19,7 +19,7 @@ pub(super) trait Listener: Send {
     /// The video stream was found; `decoder` is the element that decodes it.
     fn stream(&mut self, codec: &str, decoder: &str);
     /// A packet goes to the decoder; `false` drops it.
-    fn packet(&mut self, packet: &gst::BufferRef) -> bool;
+    fn packet(&mut self, packet: &mut gst::Buffer) -> bool;
     /// A viewer turns the pictures.
     fn orientation(&mut self, orientation: Orientation);
     /// A picture, or a packet where packets were asked for.
@@ -245,9 +245,9 @@ fn limit_threads(front: &gst::Element, deliver: Deliver) {
 fn watch_packets<L: Listener + 'static>(decoder: &gst::Element, ears: &Ears<L>) {
     let ears = ears.clone();
     if let Some(pad) = decoder.static_pad("sink") {
-        pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| match info.buffer() {
-            Some(packet) if !lock(&ears).listener.packet(packet) => gst::PadProbeReturn::Drop,
-            _ => gst::PadProbeReturn::Ok,
+        pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
+            let is_wanted = info.buffer_mut().is_none_or(|packet| lock(&ears).listener.packet(packet));
+            if is_wanted { gst::PadProbeReturn::Ok } else { gst::PadProbeReturn::Drop }
         });
     }
 }

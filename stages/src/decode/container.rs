@@ -102,6 +102,25 @@ impl Container {
         })
     }
 
+    /// What a file's own headers say against it: that it ends before it should.
+    ///
+    /// Demuxers read a file that was cut off to its end without a complaint.
+    pub fn cut_off(self, bytes: &[u8]) -> Option<String> {
+        match self {
+            Self::Avi => {
+                let size = bytes.get(4..8).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))?;
+                // A recorder that was stopped leaves 0, or all ones, and the rest may be good.
+                let known = size != 0 && size != u32::MAX;
+                let needed = u64::from(size) + 8;
+                // The padding of the last chunk may be missing.
+                (known && bytes.len() as u64 + 1 < needed)
+                    .then(|| format!("the file has {} bytes, its header says {needed}", bytes.len()))
+            }
+            Self::Mp4 => (!has_movie_box(bytes)).then(|| "there is no moov box: the end is missing".into()),
+            _ => None,
+        }
+    }
+
     /// Whether its packets need a parser before a decoder understands them: they are not cut at
     /// pictures, or do not say which are keyframes.
     pub fn needs_parser(self) -> bool {
@@ -109,9 +128,53 @@ impl Container {
     }
 }
 
+/// Whether an ISO file has a `moov` box among its outermost ones.
+fn has_movie_box(bytes: &[u8]) -> bool {
+    let mut at = 0usize;
+    while let Some(header) = bytes.get(at..).and_then(|rest| rest.get(..8)) {
+        if &header[4..8] == b"moov" {
+            return true;
+        }
+        let size = u32::from_be_bytes([header[0], header[1], header[2], header[3]]) as usize;
+        let size = match (size, bytes[at..].get(8..16)) {
+            // The size follows in 64 bits.
+            (1, Some(long)) => u64::from_be_bytes(long.try_into().unwrap_or([0xFF; 8])) as usize,
+            // To the end of the file, or nonsense: nothing follows.
+            (0..8, _) => return false,
+            _ => size,
+        };
+        let Some(next) = at.checked_add(size) else { return false };
+        at = next;
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sees_what_was_cut_off() {
+        let avi = |size: u32, len: usize| {
+            let mut bytes = b"RIFF....AVI ".to_vec();
+            bytes[4..8].copy_from_slice(&size.to_le_bytes());
+            bytes.resize(len, 0);
+            Container::Avi.cut_off(&bytes)
+        };
+        assert_eq!(avi(92, 100), None);
+        assert_eq!(avi(0, 100), None);
+        assert_eq!(avi(192, 100).unwrap(), "the file has 100 bytes, its header says 200");
+        let mp4 = |bytes: &[u8]| Container::Mp4.cut_off(bytes).is_none();
+        assert!(mp4(b"\0\0\0\x08ftyp\0\0\0\x08moov"));
+        assert!(mp4(b"\0\0\0\x01mdat\0\0\0\0\0\0\0\x12xx\0\0\0\x08moov"));
+        for broken in [
+            &b"\0\0\0\x08ftyp\0\0\xFF\xFFmdat"[..],
+            b"\0\0\0\x00mdat",
+            b"\0\0\0\x01mdat\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF",
+        ] {
+            assert!(!mp4(broken), "{broken:?}");
+        }
+    }
 
     #[test]
     fn knows_containers_by_their_first_bytes() {

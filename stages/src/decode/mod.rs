@@ -34,6 +34,7 @@ use crate::{
     stage::{Closed, Emit, Reason, Rejection, Stage, StageError},
     tensors::{TensorBuffer, TensorPool},
 };
+use container::Container;
 use sample::{PacketTimes, Sampler, Sampling};
 use surface::Surface;
 
@@ -177,18 +178,24 @@ impl Decode {
     }
 
     /// What is wrong with a clip that ended with frames, if anything.
-    fn damage(&self, finished: &Finished) -> Result<Option<String>, Reason> {
+    fn damage(&self, finished: &Finished, bytes: &[u8]) -> Result<Option<String>, Reason> {
         let Finished { stream, first, result, .. } = finished;
-        let said = match result {
-            Ok(()) => {
+        let cut_off = Container::of(bytes).cut_off(bytes);
+        let corrupt = |detail: String| Reason::Corrupt { last_good: Some(stream.end), detail };
+        let said = match (result, cut_off) {
+            (Ok(()), Some(detail)) => Some((detail.clone(), corrupt(detail))),
+            (Ok(()), None) => {
                 let expected = stream.container_duration_ns.unwrap_or(0);
                 let missing = expected - (stream.end.nanos - first.map_or(0, |f| f.nanos.min(0)));
                 let short = missing > SHORTFALL_NS && missing > expected / 10;
                 let lasted = Pts { nanos: expected };
                 let detail = format!("the video ends at {}, the container says {lasted}", stream.end);
-                short.then_some((detail.clone(), Reason::Corrupt { last_good: Some(stream.end), detail }))
+                short.then(|| (detail.clone(), corrupt(detail)))
             }
-            Err(reason) => Some((reason.to_string(), reason.clone())),
+            (Err(Reason::Empty(_)), Some(detail)) => {
+                return Err(Reason::Corrupt { last_good: None, detail });
+            }
+            (Err(reason), _) => Some((reason.to_string(), reason.clone())),
         };
         match said {
             Some((_, reason)) if !self.settings.keep_damaged || finished.n_sampled == 0 => Err(reason),
@@ -210,7 +217,7 @@ impl Stage for Decode {
             Err(Stopped::Closed(closed)) => return Err(closed.into()),
             Err(Stopped::Reject(reason)) => return Err(reject(reason).into()),
         };
-        let damage = self.damage(&finished).map_err(reject)?;
+        let damage = self.damage(&finished, item.file.bytes()).map_err(reject)?;
         let Finished { stream, first, n_frames, n_sampled, frames, tensors, .. } = finished;
         let end = ClipEnd {
             identity: item.identity,

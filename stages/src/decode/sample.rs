@@ -88,7 +88,8 @@ impl<S> Sampler<S> {
         self.first.get_or_insert(pts);
         let info = FrameInfo { frame_index, pts, is_keyframe };
         match self.sampling {
-            Sampling::All | Sampling::Keyframes => Some((info, picture)),
+            Sampling::All => Some((info, picture)),
+            Sampling::Keyframes => is_keyframe.then_some((info, picture)),
             _ => {
                 let shown_until = pts.nanos;
                 let chosen = if self.take_times_before(shown_until) { self.held.take() } else { None };

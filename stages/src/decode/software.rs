@@ -1,6 +1,6 @@
 //! Decoding on the CPU, by GStreamer's elements.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::VecDeque, sync::Arc};
 
 use gstreamer as gst;
 use kernels::{mapped_file::MappedFile, picture::Orientation};
@@ -56,7 +56,8 @@ impl Decoder for SoftwareDecoder {
             sink,
             keyframes_only,
             orientation: Orientation::default(),
-            keyframes: BTreeSet::new(),
+            mark: gst::Caps::new_empty_simple("timestamp/x-clipmill-keyframe"),
+            avi_times: (container == Container::Avi).then(VecDeque::new),
             last: None,
             frame_ns: USUAL_FRAME_NS,
             n_packets: 0,
@@ -103,8 +104,12 @@ struct Pictures {
     sink: Box<dyn PictureSink>,
     keyframes_only: bool,
     orientation: Orientation,
-    /// Times of keyframe packets whose picture has not come out yet.
-    keyframes: BTreeSet<gst::ClockTime>,
+    /// What marks keyframe packets. Decoders hand the mark on to the picture.
+    mark: gst::Caps,
+    /// AVI gives packets no presentation times, and what decoders make up for them goes wrong with
+    /// B-frames. Its packets follow one another at an even pace, so the next picture shown has the
+    /// next packet's time, whichever packet it came from.
+    avi_times: Option<VecDeque<gst::ClockTime>>,
     last: Option<Pts>,
     frame_ns: i64,
     n_packets: u64,
@@ -131,13 +136,18 @@ impl Listener for Pictures {
         self.end.decoder = decoder.into();
     }
 
-    fn packet(&mut self, packet: &gst::BufferRef) -> bool {
+    fn packet(&mut self, packet: &mut gst::Buffer) -> bool {
         let is_delta = packet.flags().contains(gst::BufferFlags::DELTA_UNIT);
         self.n_packets += 1;
-        if !is_delta && let Some(pts) = packet.pts().or(packet.dts()) {
-            self.keyframes.insert(pts);
+        if let Some(times) = &mut self.avi_times {
+            times.extend(packet.dts().or(packet.pts()));
         }
-        !(self.keyframes_only && is_delta)
+        if !is_delta {
+            gst::ReferenceTimestampMeta::add(packet.make_mut(), &self.mark, gst::ClockTime::ZERO, None);
+        }
+        // An AVI is decoded whole even for keyframes alone: without the others, nothing tells when a
+        // keyframe behind B-frames is shown.
+        !(self.keyframes_only && is_delta && self.avi_times.is_none())
     }
 
     fn orientation(&mut self, orientation: Orientation) {
@@ -156,13 +166,15 @@ impl Listener for Pictures {
                 self.frame_ns = (1e9 / self.end.fps) as i64;
             }
         }
-        let raw = sample.buffer().and_then(|b| b.pts());
+        let is_marked = sample.buffer().is_some_and(|b| {
+            b.iter_meta::<gst::ReferenceTimestampMeta>().any(|m| m.reference() == self.mark.as_ref())
+        });
         // Without packets of our own to look at (decodebin3), each picture stands for itself.
-        let is_keyframe = self.n_packets == 0 || raw.is_some_and(|pts| self.keyframes.contains(&pts));
-        if let Some(pts) = raw {
-            self.keyframes = self.keyframes.split_off(&pts);
+        let is_keyframe = self.n_packets == 0 || is_marked;
+        let (mut pts, lasts) = stream_time(&sample);
+        if let Some(time) = self.avi_times.as_mut().and_then(VecDeque::pop_front) {
+            pts = Some(Pts { nanos: time.nseconds() as i64 });
         }
-        let (pts, lasts) = stream_time(&sample);
         let pts = self.settle(pts);
         self.end.end = Pts { nanos: pts.nanos + lasts.unwrap_or(self.frame_ns) };
         let surface = Surface::new(sample, self.orientation);
@@ -198,7 +210,7 @@ struct Packets {
 impl Listener for Packets {
     fn stream(&mut self, _: &str, _: &str) {}
 
-    fn packet(&mut self, _: &gst::BufferRef) -> bool {
+    fn packet(&mut self, _: &mut gst::Buffer) -> bool {
         true
     }
 
