@@ -38,6 +38,9 @@ struct Args {
     /// Sampling
     #[arg(long, default_value_t = 500)]
     every_ms: u64,
+    /// Stop after the decode stage
+    #[arg(long)]
+    decode_only: bool,
     /// Given by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -165,7 +168,7 @@ fn load_all(clips: &[Arc<ClipRef>]) -> Result<Vec<EncodedClip>> {
 }
 
 fn main() -> Result<()> {
-    let Args { clips, every_ms, .. } = Args::parse();
+    let Args { clips, every_ms, decode_only, .. } = Args::parse();
     let scratch = tempfile::tempdir()?;
     let out = scratch.path().join("run");
     let cores = std::thread::available_parallelism()?.get();
@@ -198,6 +201,9 @@ fn main() -> Result<()> {
         Decode::open(settings.clone())
     })?);
     anyhow::ensure!(cases[1].n == n_loaded as u64, "some clips do not decode: choose others");
+    if decode_only {
+        return Ok(());
+    }
     let counts = counts.lock().map_err(|_| anyhow!("poisoned"))?.clone();
 
     let n_frames: u64 = counts.iter().map(|n| u64::from(*n)).sum();

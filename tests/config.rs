@@ -41,7 +41,7 @@ fn the_smallest_configuration_gets_all_defaults() {
     encode.model = "efficientnet-lite0-minilm" (default)
     encode.workers = 0 (default)
     encode.threads = 1 (default)
-    encode.batch = 8 (default)
+    encode.batch = 4 (default)
     index.shard_rows = 100000 (default)
     index.keep_image_embedding = false (default)
     "#);

@@ -163,7 +163,7 @@ impl Config {
             // An engine a core, of one thread: threads that wait for one another lose the core to a decoder.
             workers: or_cores(encode_workers, (cores / encode_threads.max(1) as usize).max(1)),
             threads: or_cores(encode_threads, cores),
-            batch: r.whole("encode.batch", Whole { default: 8, least: 1, most: 1024 }) as usize,
+            batch: r.whole("encode.batch", Whole { default: 4, least: 1, most: 1024 }) as usize,
         };
         let index = Index {
             shard_rows: r.whole("index.shard_rows", Whole { default: 100_000, least: 1, most: 100_000_000 }),
