@@ -63,30 +63,6 @@ fn ours(golden: &Golden, colour: Colour, recipe: &Recipe) -> Vec<f32> {
     tensor([(y, w), (u, cw), (v, cw)], golden, PixelFormat::I420, colour, recipe)
 }
 
-/// The same from chroma that was brought to luma's resolution as the reference does it.
-fn ours_of_full_chroma(golden: &Golden) -> Vec<f32> {
-    let (w, h) = (golden.width, golden.height);
-    let (cw, ch) = (w.div_ceil(2), h.div_ceil(2));
-    let (y, chroma) = golden.planes.split_at(w * h);
-    let full = |plane: &[u8]| -> Vec<u8> {
-        let near = |position: f64, n: usize| {
-            let at = position.clamp(0.0, (n - 1) as f64);
-            (at as usize, (at as usize + 1).min(n - 1), at.fract())
-        };
-        let sample = |i: usize| {
-            let ((x0, x1, fx), (y0, y1, fy)) =
-                (near((i % w) as f64 / 2.0, cw), near(((i / w) as f64 - 0.5) / 2.0, ch));
-            let across =
-                |y: usize| f64::from(plane[y * cw + x0]) * (1.0 - fx) + f64::from(plane[y * cw + x1]) * fx;
-            (across(y0) * (1.0 - fy) + across(y1) * fy).round() as u8
-        };
-        (0..w * h).map(sample).collect()
-    };
-    let (u, v) = chroma.split_at(cw * ch);
-    let format = PixelFormat { layout: Layout::Planar, subsampling: (0, 0), depth: 8 };
-    tensor([(y, w), (&full(u), w), (&full(v), w)], golden, format, Colour::default(), &plain())
-}
-
 fn tensor(
     planes: [(&[u8], usize); 3],
     of: &Golden,
@@ -114,53 +90,37 @@ fn difference(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(a - b).abs()).sum::<f64>() * 255.0 / a.len() as f64
 }
 
-fn luma(tensor: &[f32]) -> Vec<f32> {
-    let n = SIDE * SIDE;
-    (0..n).map(|i| 0.299 * tensor[i] + 0.587 * tensor[n + i] + 0.114 * tensor[2 * n + i]).collect()
-}
-
 fn mean(figures: &[f64]) -> f64 {
     figures.iter().sum::<f64>() / figures.len() as f64
 }
 
-/// The reference brings chroma to luma's size linearly, then resizes by the filter; we resize it once,
-/// by the filter. Where colours are strong, that is what is left of the difference: half a step is
-/// what rounding to 8 bits costs, so luma and pictures of full chroma must keep to that.
+/// Rounding to bytes, which both do at different places, is what is left of the difference.
 #[test]
 #[expect(clippy::print_stdout, reason = "the figures are shown with --nocapture")]
 fn pictures_are_those_of_the_reference() {
     let goldens = goldens();
     assert_eq!(goldens.len(), 5);
-    let (mut right, mut of_matrix, mut of_range) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut of_matrix, mut of_range) = (Vec::new(), Vec::new());
     for golden in &goldens {
         let wanted = theirs(golden, &plain());
         let as_read = |colour| ours(golden, colour, &plain());
         let found = as_read(Colour::default());
         let all = difference(&found, &wanted);
-        let of_luma = difference(&luma(&found), &luma(&wanted));
-        let of_full_chroma = difference(&ours_of_full_chroma(golden), &wanted);
         let bt709 = difference(&as_read(Colour { matrix: Matrix::Bt709, ..Colour::default() }), &wanted);
         let full_range = difference(&as_read(Colour { range: Range::Full, ..Colour::default() }), &wanted);
-        println!(
-            "{}: {all:.3}, luma {of_luma:.3}, full chroma {of_full_chroma:.3}; wrong matrix {bt709:.3}, wrong range {full_range:.3}",
-            golden.name
-        );
-        assert!(of_luma < 0.5, "{}: luma {of_luma}", golden.name);
-        assert!(of_full_chroma < 0.5, "{}: of full chroma {of_full_chroma}", golden.name);
-        assert!(all < 1.25, "{}: {all}", golden.name);
+        println!("{}: {all:.3}; wrong matrix {bt709:.3}, wrong range {full_range:.3}", golden.name);
+        assert!(all < 0.5, "{}: {all}", golden.name);
         // The measure sees what it is there to see; in grey pictures a matrix changes little.
         assert!(bt709 > 1.5 * all, "{}: wrong matrix {bt709}, right {all}", golden.name);
         assert!(full_range > 5.0, "{}: wrong range {full_range}", golden.name);
-        right.push(all);
         of_matrix.push(bt709);
         of_range.push(full_range);
     }
-    assert!(mean(&right) < 0.75, "{right:?}");
     assert!(mean(&of_matrix) > 1.0 && mean(&of_range) > 1.0, "{of_matrix:?} {of_range:?}");
 }
 
-/// Noise of half a step, as rounding makes it, costs up to 0.0014 of cosine (`rabbit`); ours may cost
-/// a little more, the wrong matrix must cost clearly more.
+/// Camera pictures keep a cosine above 0.999. The drawn one (`rabbit`) has large flat areas, where the
+/// model answers to the last bit: noise of half a step alone costs it 0.0014.
 #[test]
 #[expect(clippy::print_stdout, reason = "the figures are shown with --nocapture")]
 fn the_default_model_sees_little_difference() {
@@ -187,6 +147,9 @@ fn the_default_model_sees_little_difference() {
     let right = cosines(Colour::default());
     let wrong = cosines(Colour { matrix: Matrix::Bt709, ..Colour::default() });
     println!("cosines {right:.5?}; with the wrong matrix {wrong:.5?}");
-    assert!(right.iter().all(|c| *c > 0.995) && mean(&right) > 0.998, "{right:?}");
+    for (golden, cosine) in goldens().iter().zip(&right) {
+        let least = if golden.name.starts_with("rabbit") { 0.998 } else { 0.999 };
+        assert!(*cosine > least, "{}: {cosine}", golden.name);
+    }
     assert!(mean(&wrong) < 0.996, "{wrong:?}");
 }

@@ -211,65 +211,39 @@ impl Lanes {
     }
 }
 
-/// # Safety
-/// The CPU has AVX2 and FMA.
+/// The loops of [`sixteen`] in functions that have the features of a vector type.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn weigh_rows_avx2<S: Sample>(
-    source: &[u8],
-    stride: usize,
-    weights: &[f32],
-    out: &mut [f32],
-) -> usize {
-    use sixteen::{Avx2, weigh_rows};
-    // SAFETY: this function has the features.
-    unsafe {
-        if S::BYTES == 2 {
-            weigh_rows::<Avx2, true>(source, stride, weights, out)
-        } else {
-            weigh_rows::<Avx2, false>(source, stride, weights, out)
+macro_rules! wide_loops {
+    ($rows:ident, $columns:ident, $vector:ident, $features:literal) => {
+        /// # Safety
+        /// The CPU has the features that it enables.
+        #[target_feature(enable = $features)]
+        unsafe fn $rows<S: Sample>(source: &[u8], stride: usize, weights: &[f32], out: &mut [f32]) -> usize {
+            use sixteen::{weigh_rows, $vector};
+            // SAFETY: this function has the features. Called by name, not by pointer, so that the loop is
+            // inlined here and has them too.
+            unsafe {
+                match S::BYTES {
+                    2 => weigh_rows::<$vector, true>(source, stride, weights, out),
+                    _ => weigh_rows::<$vector, false>(source, stride, weights, out),
+                }
+            }
         }
-    }
-}
 
-/// # Safety
-/// The CPU has AVX-512F.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn weigh_rows_avx512<S: Sample>(
-    source: &[u8],
-    stride: usize,
-    weights: &[f32],
-    out: &mut [f32],
-) -> usize {
-    use sixteen::{Avx512, weigh_rows};
-    // SAFETY: this function has the features.
-    unsafe {
-        if S::BYTES == 2 {
-            weigh_rows::<Avx512, true>(source, stride, weights, out)
-        } else {
-            weigh_rows::<Avx512, false>(source, stride, weights, out)
+        /// # Safety
+        /// The CPU has the features that it enables.
+        #[target_feature(enable = $features)]
+        unsafe fn $columns(columns: &[f32], first: usize, weights: &Weights, out: &mut [f32]) {
+            // SAFETY: this function has the features.
+            unsafe { sixteen::weigh_columns::<sixteen::$vector>(columns, first, weights, out) }
         }
-    }
+    };
 }
 
-/// # Safety
-/// The CPU has AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn weigh_columns_avx2(columns: &[f32], first: usize, weights: &Weights, out: &mut [f32]) {
-    // SAFETY: this function has the features.
-    unsafe { sixteen::weigh_columns::<sixteen::Avx2>(columns, first, weights, out) }
-}
-
-/// # Safety
-/// The CPU has AVX-512F.
+wide_loops!(weigh_rows_avx2, weigh_columns_avx2, Avx2, "avx2,fma");
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn weigh_columns_avx512(columns: &[f32], first: usize, weights: &Weights, out: &mut [f32]) {
-    // SAFETY: this function has the features.
-    unsafe { sixteen::weigh_columns::<sixteen::Avx512>(columns, first, weights, out) }
-}
+wide_loops!(weigh_rows_avx512, weigh_columns_avx512, Avx512, "avx512f");
 
 fn weigh_rows<S: Sample>(source: &[u8], stride: usize, weights: &[f32], out: &mut [f32]) {
     for (x, sum) in out.iter_mut().enumerate() {

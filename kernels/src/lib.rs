@@ -9,7 +9,8 @@
 //! - [`lanes`]: the inner loops of it, portable and AVX2;
 //! - [`reference`](mod@reference): the same result in double precision, slow and plain;
 //! - [`dot`]: inner products with float16 rows, for search;
-//! - [`mapped_file`]: a file in memory, released behind the reader.
+//! - [`mapped_file`]: a file in memory, released behind the reader;
+//! - [`onnxruntime`]: the version of that library.
 //!
 //! Nothing here knows what a clip, a stage or a thread is.
 
@@ -18,6 +19,7 @@ pub mod colour;
 pub mod dot;
 pub mod lanes;
 pub mod mapped_file;
+pub mod onnxruntime;
 pub mod picture;
 pub mod preprocess;
 pub mod reference;

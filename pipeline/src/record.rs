@@ -44,6 +44,8 @@ pub struct Record {
     pub dim: usize,
     /// The inference engine and its precision.
     pub runtime: String,
+    /// The decoders' framework.
+    pub gstreamer: String,
     /// `--limit`, if given.
     pub limit: Option<u64>,
     /// How it ended; empty while it runs.
@@ -82,6 +84,7 @@ impl Record {
             joint: if model.card.joint.kind == JointKind::Direct { "direct" } else { "concepts" }.into(),
             dim: model.card.joint.dim,
             runtime: format!("onnxruntime {runtime}, cpu, fp32"),
+            gstreamer: gstreamer::version_string().into(),
             limit,
             outcome: Value::Null,
         })

@@ -78,7 +78,7 @@ pub fn run(config: Config, options: Options) -> Result<Ended> {
         return Err(anyhow!("{fault:#}\n{committed}"));
     }
     recorded?;
-    if !quiet {
+    if !quiet && stages.iter().any(|s| s.sum().items > 0) {
         progress.line(stage_table(&stages).trim_end());
         if let Some(told) = bottleneck(&stages) {
             progress.line(&told);

@@ -133,6 +133,8 @@ impl Runner {
         let stop = self.stop.clone();
         let run = move || {
             let mut meter = WorkerMeter::default();
+            let _span = tracing::info_span!("worker", stage = name, worker).entered();
+            tracing::debug!("starts");
             let fault = match std::panic::catch_unwind(AssertUnwindSafe(|| body(&output, &mut meter))) {
                 Ok(Err(StageError::Fatal(e))) => Some(e.context(format!("stage {name}"))),
                 Ok(_) => None,
@@ -142,6 +144,7 @@ impl Runner {
                     Some(anyhow!("stage {name} panicked: {said}"))
                 }
             };
+            tracing::debug!(items = meter.items, rejects = meter.rejects, "ended");
             if let Some(fault) = fault {
                 stop.abort(fault);
             }

@@ -20,7 +20,7 @@ use stages::{
     encode::{self, Encode, joint::JointSpace},
     index::{
         self, Index,
-        ledger::{Done, Ledger, Standing},
+        ledger::{Done, Ledger, PathKey, Standing},
         schema::VectorShape,
         shard::Provenance,
     },
@@ -211,7 +211,7 @@ impl Feed {
             let entry = entry?;
             let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
             // A clip of this run is entered as well, so that a second mention of it is seen.
-            match seen.insert(entry.path.clone(), Done::Listed) {
+            match seen.insert(PathKey::of(&entry.path), Done::Listed) {
                 None => {
                     let clip = ClipRef { id: next, path: entry.path, label: entry.label, extra: entry.extra };
                     next = ClipId(next.0 + 1);

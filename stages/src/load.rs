@@ -72,6 +72,7 @@ impl Stage for Load {
             stage: "load",
             reason,
         })?;
+        tracing::debug!(clip = clip.path, bytes = identity.bytes, "loaded");
         Ok(out.emit(EncodedClip { clip, file: Arc::new(file), identity })?)
     }
 }

@@ -71,11 +71,12 @@ pub trait Decoder {
         sink: Box<dyn PictureSink>,
     ) -> Result<Box<dyn Decoding>, Reason>;
 
-    /// Starts reading the presentation times of the packets, which go to `found`.
+    /// Starts reading the presentation times of the packets, which go to `found`; `progress` counts them.
     fn packet_times(
         &mut self,
         file: &Arc<MappedFile>,
         found: Sender<Result<PacketTimes, Reason>>,
+        progress: Arc<AtomicU64>,
     ) -> Result<Box<dyn Decoding>, Reason>;
 }
 
@@ -145,10 +146,11 @@ impl Decode {
 
     fn packet_times(&mut self, file: &Arc<MappedFile>) -> Result<PacketTimes, Reason> {
         let (found, times) = bounded(1);
-        let _running = self.decoder.packet_times(file, found)?;
-        // Packets are read, not decoded: a file of any sane length is through in time.
-        times.recv_timeout(self.settings.stall.max(Duration::from_secs(5))).unwrap_or_else(|_| {
-            Err(Reason::TimedOut(format!("no end of the packets within {} s", self.settings.stall.as_secs())))
+        let mut watch = Watch::new(self.settings.stall);
+        let reading = self.decoder.packet_times(file, found, watch.progress.clone())?;
+        watch.recv(&times).unwrap_or_else(|silence| {
+            abandon(reading);
+            Err(silence)
         })
     }
 
@@ -157,7 +159,7 @@ impl Decode {
         let packets =
             if sampling.needs_packets() { self.packet_times(&item.file)? } else { PacketTimes::default() };
         let (events, received) = bounded(2);
-        let progress = Arc::new(AtomicU64::new(0));
+        let watch = Watch::new(self.settings.stall);
         let converter = Converter {
             clip: item.clip.clone(),
             sampler: Sampler::new(sampling, packets),
@@ -169,12 +171,12 @@ impl Decode {
             n_sampled: 0,
             first: None,
             events,
-            progress: progress.clone(),
+            progress: watch.progress.clone(),
         };
         let decoding =
             self.decoder.start(&item.file, sampling == Sampling::Keyframes, Box::new(converter))?;
         let running = Running { events: received, decoding: Some(decoding) };
-        running.forward(out, &progress, self.settings.stall)
+        running.forward(out, watch)
     }
 
     /// What is wrong with a clip that ended with frames, if anything.
@@ -219,6 +221,15 @@ impl Stage for Decode {
         };
         let damage = self.damage(&finished, item.file.bytes()).map_err(reject)?;
         let Finished { stream, first, n_frames, n_sampled, frames, tensors, .. } = finished;
+        tracing::debug!(
+            clip = clip.path,
+            codec = stream.codec,
+            container = stream.container,
+            n_frames,
+            n_sampled,
+            damage,
+            "decoded"
+        );
         let end = ClipEnd {
             identity: item.identity,
             codec: stream.codec,
@@ -272,43 +283,67 @@ impl From<Reason> for Stopped {
 
 impl Running {
     /// Sends batches on until the clip ends.
-    fn forward(
-        mut self,
-        out: &mut dyn Emit<FrameBatch>,
-        progress: &AtomicU64,
-        stall: Duration,
-    ) -> Result<Finished, Stopped> {
-        const LOOK_EVERY: Duration = Duration::from_millis(200);
-        let (mut n_seen, mut since) = (0, Instant::now());
+    fn forward(mut self, out: &mut dyn Emit<FrameBatch>, mut watch: Watch) -> Result<Finished, Stopped> {
         loop {
-            match self.events.recv_timeout(LOOK_EVERY.min(stall)) {
-                Ok(Event::Batch(batch)) => {
-                    out.emit(batch).map_err(Stopped::Closed)?;
-                    since = Instant::now();
-                }
+            match watch.recv(&self.events) {
+                Ok(Event::Batch(batch)) => out.emit(batch).map_err(Stopped::Closed)?,
                 Ok(Event::End(finished)) => return Ok(*finished),
-                Err(RecvTimeoutError::Disconnected) => {
-                    let detail = "the decoder stopped without a word".into();
-                    return Err(Reason::Corrupt { last_good: None, detail }.into());
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    let n = progress.load(Ordering::Relaxed);
-                    if n != n_seen {
-                        (n_seen, since) = (n, Instant::now());
-                    } else if since.elapsed() >= stall {
-                        self.abandon();
-                        let told = format!("no frame for {:.1} s, after {n} frames", stall.as_secs_f64());
-                        return Err(Reason::TimedOut(told).into());
+                Err(silence) => {
+                    self.events = crossbeam_channel::never();
+                    if let Some(decoding) = self.decoding.take() {
+                        abandon(decoding);
                     }
+                    return Err(silence.into());
                 }
             }
         }
     }
+}
 
-    /// Leaves a hung decoder to a thread of its own: stopping it may hang as well.
-    fn abandon(&mut self) {
-        let decoding = self.decoding.take();
-        std::thread::spawn(move || drop(decoding));
+/// Leaves a hung decoder to a thread of its own: stopping it may hang as well.
+fn abandon(decoding: Box<dyn Decoding>) {
+    std::thread::spawn(move || drop(decoding));
+}
+
+/// Waits for a decoder, as long as it makes progress.
+struct Watch {
+    /// What the decoder has delivered, wanted or not.
+    progress: Arc<AtomicU64>,
+    stall: Duration,
+    n_seen: u64,
+    since: Instant,
+}
+
+impl Watch {
+    fn new(stall: Duration) -> Self {
+        Self { progress: Arc::default(), stall, n_seen: 0, since: Instant::now() }
+    }
+
+    /// The next message; or, after a silence, what it means.
+    fn recv<T>(&mut self, from: &Receiver<T>) -> Result<T, Reason> {
+        const LOOK_EVERY: Duration = Duration::from_millis(200);
+        // Time that we spent elsewhere is not the decoder's.
+        self.since = Instant::now();
+        loop {
+            match from.recv_timeout(LOOK_EVERY.min(self.stall)) {
+                Ok(message) => return Ok(message),
+                Err(RecvTimeoutError::Disconnected) => {
+                    let detail = "the decoder stopped without a word".into();
+                    return Err(Reason::Corrupt { last_good: None, detail });
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    let n = self.progress.load(Ordering::Relaxed);
+                    if n != self.n_seen {
+                        (self.n_seen, self.since) = (n, Instant::now());
+                    } else if self.since.elapsed() >= self.stall {
+                        let silent_s = self.stall.as_secs_f64();
+                        return Err(Reason::TimedOut(format!(
+                            "silent for {silent_s:.1} s, after {n} frames"
+                        )));
+                    }
+                }
+            }
+        }
     }
 }
 

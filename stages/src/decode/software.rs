@@ -1,6 +1,12 @@
 //! Decoding on the CPU, by GStreamer's elements.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use gstreamer as gst;
 use kernels::{mapped_file::MappedFile, picture::Orientation};
@@ -71,6 +77,7 @@ impl Decoder for SoftwareDecoder {
         &mut self,
         file: &Arc<MappedFile>,
         found: crossbeam_channel::Sender<Result<PacketTimes, Reason>>,
+        progress: Arc<AtomicU64>,
     ) -> Result<Box<dyn Decoding>, Reason> {
         let container = Container::of(file.bytes());
         if container == Container::Gif {
@@ -78,7 +85,7 @@ impl Decoder for SoftwareDecoder {
             let _ = found.send(gif::packet_times(file));
             return Ok(Box::new(Nothing));
         }
-        let packets = Packets { pts: Vec::new(), end: None, found };
+        let packets = Packets { pts: Vec::new(), end: None, found, progress };
         Ok(Box::new(Chain::start(file, container, Deliver::Packets, packets)?))
     }
 }
@@ -205,6 +212,7 @@ struct Packets {
     pts: Vec<Pts>,
     end: Option<Pts>,
     found: crossbeam_channel::Sender<Result<PacketTimes, Reason>>,
+    progress: Arc<AtomicU64>,
 }
 
 impl Listener for Packets {
@@ -217,6 +225,7 @@ impl Listener for Packets {
     fn orientation(&mut self, _: Orientation) {}
 
     fn sample(&mut self, sample: gst::Sample) -> Result<(), Closed> {
+        self.progress.fetch_add(1, Ordering::Relaxed);
         if let (Some(pts), lasts) = stream_time(&sample) {
             self.pts.push(pts);
             let end = lasts.map(|ns| Pts { nanos: pts.nanos + ns });

@@ -96,7 +96,9 @@ impl Encode {
         let mut joint = Vec::new();
         let mut images = Vec::new();
         if n > 0 {
+            let since = std::time::Instant::now();
             let encoded = self.encoder.encode(&self.tensors[..n * self.tensor_len], n)?;
+            tracing::trace!(frames = n, clips = self.waiting.len(), took = ?since.elapsed(), "embedded a batch");
             joint = self.joint.project(&encoded, n);
             images = encoded.embeddings;
         }

@@ -42,10 +42,10 @@ pub fn session(file: &Path, threads: usize, library: &Path) -> Result<Session> {
     build().with_context(|| format!("cannot load {}", file.display()))
 }
 
-/// What the library says of its build, without what does not tell two builds apart.
+/// The version of the library, which is loaded by this.
 pub fn version(library: &Path) -> Result<String> {
     environment(library)?;
-    Ok(ort::info().trim_start_matches("ORT Build Info: ").to_owned())
+    Ok(kernels::onnxruntime::version(library).unwrap_or_else(|| "of unknown version".into()))
 }
 
 /// The image tower as an ONNX Runtime session.

@@ -97,6 +97,7 @@ impl Index {
         }
         normalize(&mut embedding);
         rows.embedding = embedding;
+        tracing::debug!(clip = clip.path, rows = record.n_frames, "complete");
         let told = Indexed::Clip { clip, n_frames: record.n_frames, damage: rows.end.damage.clone() };
         let shard = self.open_shard()?;
         shard.writer.add(rows)?;
