@@ -3,7 +3,7 @@
 use std::fs;
 
 use kernels::{
-    picture::{Colour, Layout, Matrix, Orientation, Picture, PixelFormat, Plane, Range},
+    picture::{Colour, Matrix, Orientation, Picture, PixelFormat, Plane, Range},
     preprocess::{Preprocessor, Recipe, Resize},
     resample::Filter,
 };
