@@ -4,7 +4,9 @@ use std::fs;
 
 use arrow::datatypes::DataType;
 use support::{
-    clips::{self, Clip, FORMS, H264_MP4, MJPEG_AVI, MPEG4_AVI, Made, Show, VP8_WEBM, make, make_at},
+    clips::{
+        self, Clip, FORMS, H264_MP4, MJPEG_AVI, MPEG4_AVI, Made, RED, SVQ1_MOV, Show, VP8_WEBM, make, make_at,
+    },
     onnx::{DIM, Seen},
     run::{Site, Table, vector_type},
 };
@@ -280,4 +282,19 @@ fn other_sizes_and_speeds_come_through() {
         assert_eq!([clip.numbers("width")[0], clip.numbers("height")[0]], [width as i64, height as i64]);
         assert_eq!((clip.floats("fps")[0], clip.numbers("n_sampled")[0]), (fps as f64, 10));
     }
+}
+
+#[test]
+fn a_format_that_the_kernels_do_not_read_is_converted() {
+    let site = Site::new();
+    let made = make_at(&site.path("clips/svq1.mov"), &Clip::coloured(SVQ1_MOV, RED));
+    let other = make_at(&site.path("clips/mpeg4.avi"), &Clip::coloured(MPEG4_AVI, RED));
+    site.run(&[("sample.count", "1")]).expect(0);
+    let clips = site.table("clips");
+    assert_eq!(clips.len(), 2, "{made:?} {other:?}");
+    assert_eq!(clips.numbers("n_sampled"), [1, 1]);
+    // The same colour gives the same vector, whichever way it came.
+    let vectors = clips.vectors("embedding");
+    let cosine: f32 = vectors[0].iter().zip(&vectors[1]).map(|(a, b)| a * b).sum();
+    assert!(cosine > 0.999, "{cosine}");
 }

@@ -169,6 +169,7 @@ impl Decode {
             frames: Vec::new(),
             tensors: None,
             n_sampled: 0,
+            lost: None,
             first: None,
             events,
             progress: watch.progress.clone(),
@@ -181,12 +182,20 @@ impl Decode {
 
     /// What is wrong with a clip that ended with frames, if anything.
     fn damage(&self, finished: &Finished, bytes: &[u8]) -> Result<Option<String>, Reason> {
-        let Finished { stream, first, result, .. } = finished;
+        let Finished { stream, first, result, lost, .. } = finished;
         let cut_off = Container::of(bytes).cut_off(bytes);
         let corrupt = |detail: String| Reason::Corrupt { last_good: Some(stream.end), detail };
-        let said = match (result, cut_off) {
-            (Ok(()), Some(detail)) => Some((detail.clone(), corrupt(detail))),
-            (Ok(()), None) => {
+        let said = match (result, cut_off, lost) {
+            (Err(Reason::Empty(_)), Some(detail), _) => {
+                return Err(Reason::Corrupt { last_good: None, detail });
+            }
+            (Err(reason), ..) => Some((reason.to_string(), reason.clone())),
+            (Ok(()), _, Some((n, detail))) => {
+                let detail = format!("{n} pictures cannot be converted: {detail}");
+                Some((detail.clone(), Reason::Unsupported(detail)))
+            }
+            (Ok(()), Some(detail), _) => Some((detail.clone(), corrupt(detail))),
+            (Ok(()), None, None) => {
                 let expected = stream.container_duration_ns.unwrap_or(0);
                 let missing = expected - (stream.end.nanos - first.map_or(0, |f| f.nanos.min(0)));
                 let short = missing > SHORTFALL_NS && missing > expected / 10;
@@ -194,14 +203,13 @@ impl Decode {
                 let detail = format!("the video ends at {}, the container says {lasted}", stream.end);
                 short.then(|| (detail.clone(), corrupt(detail)))
             }
-            (Err(Reason::Empty(_)), Some(detail)) => {
-                return Err(Reason::Corrupt { last_good: None, detail });
-            }
-            (Err(reason), _) => Some((reason.to_string(), reason.clone())),
         };
         match said {
             Some((_, reason)) if !self.settings.keep_damaged || finished.n_sampled == 0 => Err(reason),
             Some((detail, _)) => Ok(Some(detail)),
+            None if finished.n_sampled == 0 => {
+                Err(Reason::Empty(format!("the sampling rule chose none of {} frames", finished.n_frames)))
+            }
             None => Ok(None),
         }
     }
@@ -265,6 +273,7 @@ struct Finished {
     first: Option<Pts>,
     n_frames: u32,
     n_sampled: u32,
+    lost: Option<(u32, String)>,
     frames: Vec<FrameInfo>,
     tensors: TensorBuffer,
 }
@@ -366,6 +375,8 @@ struct Converter {
     frames: Vec<FrameInfo>,
     tensors: Option<TensorBuffer>,
     n_sampled: u32,
+    /// Chosen pictures that could not be converted, and what was wrong with the first.
+    lost: Option<(u32, String)>,
     first: Option<Pts>,
     events: Sender<Event>,
     progress: Arc<AtomicU64>,
@@ -383,7 +394,8 @@ impl Converter {
         });
         drop(preprocessor);
         if let Err(detail) | Ok(Err(detail)) = converted {
-            tracing::warn!(clip = self.clip.path, pts = %info.pts, detail, "a picture cannot be converted");
+            tracing::debug!(clip = self.clip.path, pts = %info.pts, detail, "a picture cannot be converted");
+            self.lost.get_or_insert((0, detail)).0 += 1;
             return Ok(());
         }
         self.frames.push(info);
@@ -419,6 +431,7 @@ impl PictureSink for Converter {
             first: self.first,
             n_frames: self.sampler.n_seen(),
             n_sampled: self.n_sampled,
+            lost: self.lost.take(),
             frames: std::mem::take(&mut self.frames),
             tensors: self.tensors.take().unwrap_or_default(),
         };

@@ -35,6 +35,10 @@ impl Surface {
             Some(format) => Ok(see(&self.picture(&frame, format, unspecified)?)),
             None => {
                 let plain = gst_video::VideoInfo::builder(VideoFormat::Y444, info.width(), info.height())
+                    // The converter refuses to change any of these.
+                    .fps(info.fps())
+                    .par(info.par())
+                    .interlace_mode(info.interlace_mode())
                     .build()
                     .map_err(|e| e.to_string())?;
                 let converter = gst_video::VideoConverter::new(&info, &plain, None)
