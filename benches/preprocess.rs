@@ -111,7 +111,7 @@ fn main() -> Result<()> {
     for (width, height) in [(320, 240), (640, 360), (1280, 720), (1920, 1080), (3840, 2160)] {
         for (name, format) in [("4:2:0 8 bit", PixelFormat::I420), ("4:4:4 10 bit", planar((0, 0), 10))] {
             let frames = Frames::noise(width, height, format);
-            let [wide, portable] = [Lanes::detect(), Lanes::Portable].map(|l| measure(&frames, l));
+            let [wide, portable] = [Lanes::detect(), Lanes::PORTABLE].map(|l| measure(&frames, l));
             let (wide, portable) = (wide?, portable?);
             let name = format!("preprocess {width}x{height} {name}");
             print(&format!("{name:<40} {wide:>9.1} us an image, {portable:>9.1} without AVX2"));

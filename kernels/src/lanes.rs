@@ -94,9 +94,12 @@ pub struct Coefficients {
     pub(crate) bu: f32,
 }
 
-/// Which instructions the loops use.
+/// Which instructions the loops use. Only [`Lanes::all`] makes those that a CPU may lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lanes {
+pub struct Lanes(Kind);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
     /// What every CPU of the target has.
     Portable,
     /// AVX2 and FMA.
@@ -110,17 +113,29 @@ pub enum Lanes {
 impl Lanes {
     /// The widest that this CPU has.
     pub fn detect() -> Self {
-        Self::all().pop().unwrap_or(Lanes::Portable)
+        Self::all().pop().unwrap_or(Self::PORTABLE)
+    }
+
+    /// What every CPU of the target has.
+    pub const PORTABLE: Self = Self(Kind::Portable);
+
+    /// Whether pictures can go the way by rows.
+    pub fn has_rows(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        let has_rows = self.0 == Kind::Avx512;
+        #[cfg(not(target_arch = "x86_64"))]
+        let has_rows = false;
+        has_rows
     }
 
     /// All that this CPU has, the widest last.
     pub fn all() -> Vec<Self> {
-        let mut all = vec![Lanes::Portable];
+        let mut all = vec![Self::PORTABLE];
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            all.push(Lanes::Avx2);
+            all.push(Self(Kind::Avx2));
             if is_x86_feature_detected!("avx512f") {
-                all.push(Lanes::Avx512);
+                all.push(Self(Kind::Avx512));
             }
         }
         all
@@ -145,11 +160,11 @@ macro_rules! per_lanes {
                 fn wide($($arg: $kind),*) {
                     $body::<true>($($arg),*)
                 }
-                match self {
-                    Lanes::Portable => $body::<false>($($arg),*),
+                match self.0 {
+                    Kind::Portable => $body::<false>($($arg),*),
                     // SAFETY: these two are made by `all` alone, after it found AVX2 and FMA.
                     #[cfg(target_arch = "x86_64")]
-                    Lanes::Avx2 | Lanes::Avx512 => unsafe { wide($($arg),*) },
+                    Kind::Avx2 | Kind::Avx512 => unsafe { wide($($arg),*) },
                 }
             }
         }
@@ -160,19 +175,19 @@ impl Lanes {
     /// Adds source rows up: `out[x]` is the sum over `j` of `weights[j]` times the sample `x` of row
     /// `j`, rows being `stride` bytes apart from the start of `source`.
     pub fn weigh_rows<S: Sample>(self, source: &[u8], stride: usize, weights: &[f32], out: &mut [f32]) {
-        let done = match self {
-            Lanes::Portable => 0,
+        let done = match self.0 {
+            Kind::Portable => 0,
             // SAFETY: these two are made by `all` alone, after it found the features.
             #[cfg(target_arch = "x86_64")]
-            Lanes::Avx2 => unsafe { weigh_rows_avx2::<S>(source, stride, weights, out) },
+            Kind::Avx2 => unsafe { weigh_rows_avx2::<S>(source, stride, weights, out) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Lanes::Avx512 => unsafe { weigh_rows_avx512::<S>(source, stride, weights, out) },
+            Kind::Avx512 => unsafe { weigh_rows_avx512::<S>(source, stride, weights, out) },
         };
         weigh_rows::<S>(&source[done * S::BYTES..], stride, weights, &mut out[done..]);
     }
 
-    /// [`rows::weigh_across`] for these lanes, which must be [`Lanes::Avx512`].
+    /// [`rows::weigh_across`] for these lanes, which must have it: see [`Lanes::has_rows`].
     #[cfg(target_arch = "x86_64")]
     pub fn weigh_across<S: Sample>(
         self,
@@ -183,30 +198,30 @@ impl Lanes {
         weights: &rows::GroupedWeights,
         out: &mut [f32],
     ) {
-        assert_eq!(self, Lanes::Avx512);
-        // SAFETY: `Avx512` is made by `all` alone, after it found AVX-512F.
+        assert!(self.has_rows());
+        // SAFETY: that kind is made by `all` alone, after it found AVX-512F.
         unsafe { rows::weigh_across::<S>(source, stride, n, floats, weights, out) }
     }
 
-    /// [`rows::rgb_row`] for these lanes, which must be [`Lanes::Avx512`].
+    /// [`rows::rgb_row`] for these lanes, which must have it: see [`Lanes::has_rows`].
     #[cfg(target_arch = "x86_64")]
     pub fn rgb_row(self, yuv: [rows::Rows<'_>; 3], m: Coefficients, n: Normalize, rgb: [&mut [f32]; 3]) {
-        assert_eq!(self, Lanes::Avx512);
-        // SAFETY: `Avx512` is made by `all` alone, after it found AVX-512F.
+        assert!(self.has_rows());
+        // SAFETY: that kind is made by `all` alone, after it found AVX-512F.
         unsafe { rows::rgb_row(yuv, m, n, rgb) }
     }
 
     /// Adds columns up: `out[x][row]` is the sum of `columns[weights.start[x] - first + j][row]`
     /// under the weights of `x`; columns and outputs are [`ROWS`] values each.
     pub fn weigh_columns(self, columns: &[f32], first: usize, weights: &Weights, out: &mut [f32]) {
-        match self {
-            Lanes::Portable => weigh_columns(columns, first, weights, out),
+        match self.0 {
+            Kind::Portable => weigh_columns(columns, first, weights, out),
             // SAFETY: these two are made by `all` alone, after it found the features.
             #[cfg(target_arch = "x86_64")]
-            Lanes::Avx2 => unsafe { weigh_columns_avx2(columns, first, weights, out) },
+            Kind::Avx2 => unsafe { weigh_columns_avx2(columns, first, weights, out) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Lanes::Avx512 => unsafe { weigh_columns_avx512(columns, first, weights, out) },
+            Kind::Avx512 => unsafe { weigh_columns_avx512(columns, first, weights, out) },
         }
     }
 }
@@ -317,9 +332,9 @@ impl Lanes {
         to_pitch: usize,
     ) {
         let (whole_down, whole_across) =
-            if self == Lanes::Portable { (0, 0) } else { (down / 8 * 8, across / 8 * 8) };
+            if self == Lanes::PORTABLE { (0, 0) } else { (down / 8 * 8, across / 8 * 8) };
         #[cfg(target_arch = "x86_64")]
-        if self != Lanes::Portable {
+        if self != Lanes::PORTABLE {
             for y in (0..whole_down).step_by(8) {
                 for x in (0..whole_across).step_by(8) {
                     let from = &from[y * from_pitch + x..(y + 7) * from_pitch + x + 8];

@@ -106,14 +106,13 @@ struct Prepared {
 impl Prepared {
     fn new(plan: Plan, lanes: Lanes) -> Self {
         let across = plan.across.clone().map(Weights::from);
-        let _ = lanes;
         Self {
             span: plan.across.each_ref().map(|t| (t.span().start, t.span().end)),
             down: plan.down.clone().map(Weights::from),
             coefficients: Coefficients::from(plan.to_rgb),
             #[cfg(target_arch = "x86_64")]
-            by_rows: match (plan.kind.format.layout, lanes) {
-                (Layout::Planar | Layout::SemiPlanar, Lanes::Avx512) => {
+            by_rows: match plan.kind.format.layout {
+                Layout::Planar | Layout::SemiPlanar if lanes.has_rows() => {
                     let [luma, chroma] = across.each_ref().map(GroupedWeights::new);
                     luma.zip(chroma).map(|(luma, chroma)| [luma, chroma])
                 }

@@ -24,8 +24,8 @@ pub(super) trait Listener: Send {
     fn orientation(&mut self, orientation: Orientation);
     /// A picture, or a packet where packets were asked for.
     fn sample(&mut self, sample: gst::Sample) -> Result<(), Closed>;
-    /// The stream ended, with its length by the container; or it broke. Called once, last.
-    fn end(&mut self, end: Result<Option<gst::ClockTime>, Reason>);
+    /// The stream ended, or it broke. Called once, last.
+    fn end(&mut self, end: Result<(), Reason>);
 }
 
 /// What a chain delivers.
@@ -53,7 +53,7 @@ fn lock<L>(ears: &Ears<L>) -> MutexGuard<'_, Shared<L>> {
     ears.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn end<L: Listener>(ears: &Ears<L>, how: Result<Option<gst::ClockTime>, Reason>) {
+fn end<L: Listener>(ears: &Ears<L>, how: Result<(), Reason>) {
     let mut shared = lock(ears);
     if !shared.ended {
         shared.ended = true;
@@ -94,7 +94,7 @@ impl Chain {
         linked.map_err(|e| Reason::Unsupported(format!("{}: {e}", front.name())))?;
         on_message(&pipeline, &ears);
         if container.demuxer().is_none() {
-            limit_threads(&front, deliver);
+            on_decoder(&front, deliver, &ears);
         }
         let plug = Plug { pipeline: pipeline.downgrade(), sink: sink.downgrade(), container, deliver };
         let on_pad = ears.clone();
@@ -140,7 +140,7 @@ fn sink<L: Listener + 'static>(ears: &Ears<L>) -> gst_app::AppSink {
             }
             Ok(gst::FlowSuccess::Ok)
         })
-        .eos(move |sink| end(&on_end, Ok(sink.query_duration::<gst::ClockTime>())))
+        .eos(move |_| end(&on_end, Ok(())))
         .build();
     let sink = gst_app::AppSink::builder()
         .sync(false)
@@ -231,13 +231,17 @@ fn set_threads(decoder: &gst::Element, threads: u32) {
 }
 
 /// The same for decoders that `decodebin3` picks.
-fn limit_threads(front: &gst::Element, deliver: Deliver) {
-    let (Some(bin), Deliver::Pictures { threads }) = (front.downcast_ref::<gst::Bin>(), deliver) else {
-        return;
-    };
+fn on_decoder<L: Listener + 'static>(front: &gst::Element, deliver: Deliver, ears: &Ears<L>) {
+    let Some(bin) = front.downcast_ref::<gst::Bin>() else { return };
+    let ears = ears.clone();
+    let kind = gst::ElementFactoryType::DECODER;
     bin.connect_deep_element_added(move |_, _, element| {
-        if element.factory().is_some_and(|f| f.has_type(gst::ElementFactoryType::DECODER)) {
+        let is_video = |f: &gst::ElementFactory| f.has_type(kind) && !f.has_type(gst::ElementFactoryType::MEDIA_AUDIO);
+        if let Deliver::Pictures { threads } = deliver
+            && element.factory().is_some_and(|f| is_video(&f))
+        {
             set_threads(element, threads);
+            watch_packets(element, &ears);
         }
     });
 }
@@ -247,7 +251,8 @@ fn watch_packets<L: Listener + 'static>(decoder: &gst::Element, ears: &Ears<L>) 
     if let Some(pad) = decoder.static_pad("sink") {
         pad.add_probe(gst::PadProbeType::BUFFER, move |_, info| {
             let is_wanted = info.buffer_mut().is_none_or(|packet| lock(&ears).listener.packet(packet));
-            if is_wanted { gst::PadProbeReturn::Ok } else { gst::PadProbeReturn::Drop }
+            // Not `Drop`, which would have GStreamer drop it a second time.
+            if is_wanted { gst::PadProbeReturn::Ok } else { gst::PadProbeReturn::Handled }
         });
     }
 }

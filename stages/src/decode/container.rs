@@ -116,7 +116,8 @@ impl Container {
                 (known && bytes.len() as u64 + 1 < needed)
                     .then(|| format!("the file has {} bytes, its header says {needed}", bytes.len()))
             }
-            Self::Mp4 => (!has_movie_box(bytes)).then(|| "there is no moov box: the end is missing".into()),
+            Self::Mp4 => mp4_cut_off(bytes),
+            Self::Matroska => matroska_cut_off(bytes),
             _ => None,
         }
     }
@@ -128,25 +129,51 @@ impl Container {
     }
 }
 
-/// Whether an ISO file has a `moov` box among its outermost ones.
-fn has_movie_box(bytes: &[u8]) -> bool {
-    let mut at = 0usize;
+/// Walks the outermost boxes of an ISO file.
+fn mp4_cut_off(bytes: &[u8]) -> Option<String> {
+    let (mut at, mut has_movie) = (0usize, false);
     while let Some(header) = bytes.get(at..).and_then(|rest| rest.get(..8)) {
-        if &header[4..8] == b"moov" {
-            return true;
-        }
-        let size = u32::from_be_bytes([header[0], header[1], header[2], header[3]]) as usize;
+        has_movie |= &header[4..8] == b"moov";
+        let size = u64::from(u32::from_be_bytes([header[0], header[1], header[2], header[3]]));
         let size = match (size, bytes[at..].get(8..16)) {
+            // To the end of the file.
+            (0, _) => break,
             // The size follows in 64 bits.
-            (1, Some(long)) => u64::from_be_bytes(long.try_into().unwrap_or([0xFF; 8])) as usize,
-            // To the end of the file, or nonsense: nothing follows.
-            (0..8, _) => return false,
+            (1, Some(long)) => u64::from_be_bytes(long.try_into().unwrap_or([0xFF; 8])).max(16),
+            // Nonsense: what follows cannot be known.
+            (1..8, _) => break,
             _ => size,
         };
-        let Some(next) = at.checked_add(size) else { return false };
-        at = next;
+        let name = String::from_utf8_lossy(&header[4..8]).into_owned();
+        let end = (at as u64).saturating_add(size);
+        if end > bytes.len() as u64 && matches!(name.as_str(), "mdat" | "moov" | "moof") {
+            return Some(format!("the file has {} bytes, its {name} box ends at {end}", bytes.len()));
+        }
+        at = usize::try_from(end).unwrap_or(usize::MAX);
     }
-    false
+    (!has_movie).then(|| "there is no moov box".into())
+}
+
+/// Compares the segment's size with the file's.
+fn matroska_cut_off(bytes: &[u8]) -> Option<String> {
+    /// An EBML size and the bytes it takes; no size where it is unknown.
+    fn size(bytes: &[u8]) -> Option<(Option<u64>, usize)> {
+        let first = *bytes.first()?;
+        let len = first.leading_zeros() as usize + 1;
+        let rest = bytes.get(1..len)?;
+        let value = rest.iter().fold(u64::from(first) & ((1 << (8 - len)) - 1), |v, b| v << 8 | u64::from(*b));
+        let is_unknown = value == (1 << (7 * len)) - 1;
+        Some((if is_unknown { None } else { Some(value) }, len))
+    }
+    let (header, len) = size(bytes.get(4..)?)?;
+    let segment = usize::try_from(header?).ok()?.checked_add(4 + len)?;
+    let rest = bytes.get(segment..)?;
+    if !rest.starts_with(&[0x18, 0x53, 0x80, 0x67]) {
+        return None;
+    }
+    let (needed, len) = size(&rest[4..])?;
+    let end = needed?.saturating_add((segment + 4 + len) as u64);
+    (end > bytes.len() as u64).then(|| format!("the file has {} bytes, its segment ends at {end}", bytes.len()))
 }
 
 #[cfg(test)]
@@ -167,13 +194,20 @@ mod tests {
         let mp4 = |bytes: &[u8]| Container::Mp4.cut_off(bytes).is_none();
         assert!(mp4(b"\0\0\0\x08ftyp\0\0\0\x08moov"));
         assert!(mp4(b"\0\0\0\x01mdat\0\0\0\0\0\0\0\x12xx\0\0\0\x08moov"));
-        for broken in [
-            &b"\0\0\0\x08ftyp\0\0\xFF\xFFmdat"[..],
+        let broken: [&[u8]; 5] = [
+            b"\0\0\0\x08ftyp\0\0\xFF\xFFmdat",
             b"\0\0\0\x00mdat",
             b"\0\0\0\x01mdat\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF",
-        ] {
+            // A size of nothing must not be walked for ever.
+            b"\0\0\0\x01mdat\0\0\0\0\0\0\0\0hello world",
+            b"\0\0\0\x08moov\0\0\0\xFFmdatdata",
+        ];
+        for broken in broken {
             assert!(!mp4(broken), "{broken:?}");
         }
+        let mkv = |size: u8| Container::Matroska.cut_off(&[0x1A, 0x45, 0xDF, 0xA3, 0x81, 0, 0x18, 0x53, 0x80, 0x67, size, 7, 7]);
+        assert_eq!((mkv(0x82), mkv(0xFF)), (None, None));
+        assert_eq!(mkv(0x83).unwrap(), "the file has 13 bytes, its segment ends at 14");
     }
 
     #[test]

@@ -15,8 +15,8 @@ const CENTISECOND_NS: i64 = 10_000_000;
 /// As browsers and libav do: a delay of less than 20 ms means that none was chosen, and 100 ms is.
 const LEAST_DELAY: u16 = 2;
 const USUAL_DELAY: u16 = 10;
-/// A canvas of more samples than this is an attack, not a picture: 16,384 × 16,384.
-const MOST_SAMPLES: usize = 1 << 28;
+/// A canvas of more samples than this is an attack, not a picture: a file of 80 bytes can ask for it.
+const MOST_SAMPLES: usize = 1 << 25;
 
 /// A GIF being decoded in a thread of its own. It ends by itself: at the file's end, or when its
 /// pictures are no longer taken.

@@ -38,10 +38,6 @@ use container::Container;
 use sample::{PacketTimes, Sampler, Sampling};
 use surface::Surface;
 
-/// A clip whose video ends earlier than its container says, by more than this and by more than a
-/// tenth, is damaged. Sound may be longer than the picture; cut files end much earlier.
-const SHORTFALL_NS: i64 = 1_000_000_000;
-
 /// How the decode stage works.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -108,8 +104,6 @@ pub struct StreamEnd {
     pub fps: f64,
     /// When the last picture ends.
     pub end: Pts,
-    /// Length by the container.
-    pub container_duration_ns: Option<i64>,
 }
 
 impl Default for StreamEnd {
@@ -122,7 +116,6 @@ impl Default for StreamEnd {
             height: 0,
             fps: 0.0,
             end: Pts { nanos: 0 },
-            container_duration_ns: None,
         }
     }
 }
@@ -182,7 +175,7 @@ impl Decode {
 
     /// What is wrong with a clip that ended with frames, if anything.
     fn damage(&self, finished: &Finished, bytes: &[u8]) -> Result<Option<String>, Reason> {
-        let Finished { stream, first, result, lost, .. } = finished;
+        let Finished { stream, result, lost, .. } = finished;
         let cut_off = Container::of(bytes).cut_off(bytes);
         let corrupt = |detail: String| Reason::Corrupt { last_good: Some(stream.end), detail };
         let said = match (result, cut_off, lost) {
@@ -195,14 +188,7 @@ impl Decode {
                 Some((detail.clone(), Reason::Unsupported(detail)))
             }
             (Ok(()), Some(detail), _) => Some((detail.clone(), corrupt(detail))),
-            (Ok(()), None, None) => {
-                let expected = stream.container_duration_ns.unwrap_or(0);
-                let missing = expected - (stream.end.nanos - first.map_or(0, |f| f.nanos.min(0)));
-                let short = missing > SHORTFALL_NS && missing > expected / 10;
-                let lasted = Pts { nanos: expected };
-                let detail = format!("the video ends at {}, the container says {lasted}", stream.end);
-                short.then(|| (detail.clone(), corrupt(detail)))
-            }
+            (Ok(()), None, None) => None,
         };
         match said {
             Some((_, reason)) if !self.settings.keep_damaged || finished.n_sampled == 0 => Err(reason),
@@ -420,7 +406,9 @@ impl PictureSink for Converter {
         }
     }
 
-    fn end(&mut self, stream: StreamEnd, result: Result<(), Reason>) {
+    fn end(&mut self, mut stream: StreamEnd, result: Result<(), Reason>) {
+        // Where packets were dropped unseen, the stream ends with the last of them.
+        stream.end = stream.end.max(self.sampler.packets_end());
         if let Some((info, surface)) = self.sampler.finish(stream.end) {
             // The worker hears of a closed channel by itself.
             let _ = self.convert(info, &surface);

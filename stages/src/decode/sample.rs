@@ -47,8 +47,8 @@ impl PacketTimes {
     fn span(&self) -> (i64, i64) {
         let first = self.pts.first().map_or(0, |p| p.nanos);
         let last = self.pts.last().map_or(0, |p| p.nanos);
-        let gap = (last - first) / (self.pts.len().max(2) as i64 - 1);
-        (first, self.end.map_or(last + gap, |e| e.nanos.max(last)))
+        let gap = last.saturating_sub(first) / (self.pts.len().max(2) as i64 - 1);
+        (first, self.end.map_or(last.saturating_add(gap), |e| e.nanos.max(last)))
     }
 
     /// Place of the frame with this time among all frames.
@@ -71,6 +71,11 @@ impl<S> Sampler<S> {
     /// For one clip. `packets` may be empty where [`Sampling::needs_packets`] says no.
     pub fn new(sampling: Sampling, packets: PacketTimes) -> Self {
         Self { sampling, packets, held: None, n_seen: 0, n_asked: 0, first: None }
+    }
+
+    /// End of the last packet, where the packets are known.
+    pub fn packets_end(&self) -> Pts {
+        if self.packets.pts.is_empty() { Pts { nanos: i64::MIN } } else { Pts { nanos: self.packets.span().1 } }
     }
 
     /// Frames seen so far.
@@ -103,12 +108,12 @@ impl<S> Sampler<S> {
     pub fn finish(&mut self, end: Pts) -> Option<(FrameInfo, S)> {
         let last = self.held.as_ref()?.0.pts.nanos;
         // A frame is shown for some time, even if the stream does not say how long.
-        if self.take_times_before(end.nanos.max(last + 1)) { self.held.take() } else { None }
+        if self.take_times_before(end.nanos.max(last.saturating_add(1))) { self.held.take() } else { None }
     }
 
     /// Passes all wanted times before `limit`; whether there was any.
     fn take_times_before(&mut self, limit: i64) -> bool {
-        let mut any = false;
+        let mut any = self.skip_to_near(limit);
         while let Some(time) = self.wanted(self.n_asked) {
             if time >= limit {
                 break;
@@ -119,12 +124,29 @@ impl<S> Sampler<S> {
         any
     }
 
+    /// Passes by division what would take long to count: a stream may jump by years. Whether any
+    /// wanted time was passed.
+    fn skip_to_near(&mut self, limit: i64) -> bool {
+        let Some(first) = self.first else { return false };
+        let step_ns = match self.sampling {
+            Sampling::EveryMs(ms) => ms as f64 * 1e6,
+            Sampling::Fps(fps) => 1e9 / fps,
+            _ => return false,
+        };
+        let near = ((limit as f64 - first.nanos as f64) / step_ns) as u64;
+        // A few less, to be exact whatever the rounding.
+        let near = near.saturating_sub(3 + near / (1 << 40));
+        let skips = near > self.n_asked;
+        self.n_asked = self.n_asked.max(near);
+        skips
+    }
+
     /// The wanted time number `n`.
     fn wanted(&self, n: u64) -> Option<i64> {
         let first = self.first?.nanos;
         match self.sampling {
-            Sampling::EveryMs(ms) => Some(first + (n * ms) as i64 * 1_000_000),
-            Sampling::Fps(fps) => Some(first + (n as f64 * 1e9 / fps).round() as i64),
+            Sampling::EveryMs(ms) => Some(first.saturating_add((n as i64).saturating_mul(ms as i64).saturating_mul(1_000_000))),
+            Sampling::Fps(fps) => Some(first.saturating_add((n as f64 * 1e9 / fps).round() as i64)),
             Sampling::Count(count) if n < u64::from(count) => {
                 let (start, end) = self.packets.span();
                 let offset = i128::from(end - start) * i128::from(2 * n + 1) / i128::from(2 * count);
@@ -180,6 +202,9 @@ mod tests {
         check(Sampling::EveryMs(200), &[1400, 1500, 1600, 1700], 1800, &[0, 2]);
         check(Sampling::EveryMs(200), &[-200, -100, 0, 100], 200, &[0, 2]);
         check(Sampling::EveryMs(500), &[0], 0, &[0]);
+        // A jump of a century, a millisecond at a time.
+        check(Sampling::EveryMs(1), &[0, 40, 3_155_760_000_000], 3_155_760_000_040, &[0, 1, 2]);
+        check(Sampling::Fps(999.0), &[0, 40, 3_155_760_000_000], 3_155_760_000_040, &[0, 1, 2]);
         check(Sampling::Count(8), &[0], 0, &[0]);
     }
 }

@@ -129,7 +129,7 @@ impl Pictures {
         let settled = match (pts, self.last) {
             (Some(pts), Some(last)) => pts.max(last),
             (Some(pts), None) => pts,
-            (None, Some(last)) => Pts { nanos: last.nanos + self.frame_ns },
+            (None, Some(last)) => Pts { nanos: last.nanos.saturating_add(self.frame_ns) },
             (None, None) => Pts { nanos: 0 },
         };
         self.last = Some(settled);
@@ -176,20 +176,20 @@ impl Listener for Pictures {
         let is_marked = sample.buffer().is_some_and(|b| {
             b.iter_meta::<gst::ReferenceTimestampMeta>().any(|m| m.reference() == self.mark.as_ref())
         });
-        // Without packets of our own to look at (decodebin3), each picture stands for itself.
+        // Without packets, as in raw video, each picture stands for itself.
         let is_keyframe = self.n_packets == 0 || is_marked;
         let (mut pts, lasts) = stream_time(&sample);
         if let Some(time) = self.avi_times.as_mut().and_then(VecDeque::pop_front) {
             pts = Some(Pts { nanos: time.nseconds() as i64 });
         }
         let pts = self.settle(pts);
-        self.end.end = Pts { nanos: pts.nanos + lasts.unwrap_or(self.frame_ns) };
+        self.end.end = Pts { nanos: pts.nanos.saturating_add(lasts.unwrap_or(self.frame_ns)) };
         let surface = Surface::new(sample, self.orientation);
         self.sink.picture(pts, is_keyframe, surface)
     }
 
-    fn end(&mut self, end: Result<Option<gst::ClockTime>, Reason>) {
-        let mut stream = std::mem::take(&mut self.end);
+    fn end(&mut self, end: Result<(), Reason>) {
+        let stream = std::mem::take(&mut self.end);
         let result = match end {
             Err(Reason::Corrupt { detail, .. }) => Err(Reason::Corrupt { last_good: self.last, detail }),
             Err(other) => Err(other),
@@ -198,10 +198,7 @@ impl Listener for Pictures {
                 Err(Reason::Corrupt { last_good: None, detail })
             }
             Ok(_) if self.last.is_none() => Err(Reason::Empty("the video stream has no frames".into())),
-            Ok(duration) => {
-                stream.container_duration_ns = duration.map(|d| d.nseconds() as i64);
-                Ok(())
-            }
+            Ok(()) => Ok(()),
         };
         self.sink.end(stream, result);
     }
@@ -228,13 +225,13 @@ impl Listener for Packets {
         self.progress.fetch_add(1, Ordering::Relaxed);
         if let (Some(pts), lasts) = stream_time(&sample) {
             self.pts.push(pts);
-            let end = lasts.map(|ns| Pts { nanos: pts.nanos + ns });
+            let end = lasts.map(|ns| Pts { nanos: pts.nanos.saturating_add(ns) });
             self.end = self.end.max(end);
         }
         Ok(())
     }
 
-    fn end(&mut self, end: Result<Option<gst::ClockTime>, Reason>) {
+    fn end(&mut self, end: Result<(), Reason>) {
         // A broken file still has the packets before the break.
         let times = match end {
             Err(reason) if self.pts.is_empty() => Err(reason),

@@ -32,7 +32,10 @@ impl Surface {
         let frame = gst_video::VideoFrameRef::from_buffer_ref_readable(buffer, &info)
             .map_err(|e| format!("cannot map a {} picture: {e}", info.format()))?;
         match pixel_format(info.format()) {
-            Some(format) => Ok(see(&self.picture(&frame, format, unspecified)?)),
+            Some(format) => {
+                let colour = colour(&info, stated_colorimetry(caps), unspecified);
+                Ok(see(&self.picture(&frame, format, colour)?))
+            }
             None => {
                 let plain = gst_video::VideoInfo::builder(VideoFormat::Y444, info.width(), info.height())
                     // The converter refuses to change any of these.
@@ -48,7 +51,8 @@ impl Surface {
                     .map_err(|_| "cannot map a new buffer")?;
                 converter.frame_ref(&frame, &mut out.as_mut_video_frame_ref());
                 let format = PixelFormat { layout: Layout::Planar, subsampling: (0, 0), depth: 8 };
-                Ok(see(&self.picture(&out.as_video_frame_ref(), format, unspecified)?))
+                let colour = colour(&plain, Some(plain.colorimetry()), unspecified);
+                Ok(see(&self.picture(&out.as_video_frame_ref(), format, colour)?))
             }
         }
     }
@@ -57,7 +61,7 @@ impl Surface {
         &self,
         frame: &'a gst_video::VideoFrameRef<&gst::BufferRef>,
         format: PixelFormat,
-        unspecified: Matrix,
+        colour: Colour,
     ) -> Result<Picture<'a>, String> {
         let mut planes = [Plane { data: &[], stride: 0 }; 3];
         for (i, plane) in planes.iter_mut().enumerate().take(frame.n_planes() as usize) {
@@ -66,13 +70,12 @@ impl Surface {
                 usize::try_from(frame.plane_stride()[i]).map_err(|_| "a picture stored upside down")?;
             *plane = Plane { data, stride };
         }
-        let info = frame.info();
         Ok(Picture {
             planes,
             width: frame.width() as usize,
             height: frame.height() as usize,
             format,
-            colour: colour(info, unspecified),
+            colour,
             orientation: self.orientation,
         })
     }
@@ -110,21 +113,26 @@ fn pixel_format(format: VideoFormat) -> Option<PixelFormat> {
     }
 }
 
+/// What the caps themselves say of colours. `VideoInfo` fills gaps with GStreamer's defaults, which
+/// are not ours, and drops the range of a stream that states no matrix.
+fn stated_colorimetry(caps: &gst::CapsRef) -> Option<gst_video::VideoColorimetry> {
+    caps.structure(0)?.get::<&str>("colorimetry").ok()?.parse().ok()
+}
+
 /// What the stream says of its colours, and the usual default where it says nothing.
-fn colour(info: &gst_video::VideoInfo, unspecified: Matrix) -> Colour {
-    let colorimetry = info.colorimetry();
-    let matrix = match colorimetry.matrix() {
-        VideoColorMatrix::Bt601 => Matrix::Bt601,
-        VideoColorMatrix::Bt709 => Matrix::Bt709,
-        VideoColorMatrix::Bt2020 => Matrix::Bt2020,
-        VideoColorMatrix::Smpte240m => Matrix::Smpte240m,
-        VideoColorMatrix::Fcc => Matrix::Fcc,
+fn colour(info: &gst_video::VideoInfo, stated: Option<gst_video::VideoColorimetry>, unspecified: Matrix) -> Colour {
+    let matrix = match stated.as_ref().map(|s| s.matrix()) {
+        Some(VideoColorMatrix::Bt601) => Matrix::Bt601,
+        Some(VideoColorMatrix::Bt709) => Matrix::Bt709,
+        Some(VideoColorMatrix::Bt2020) => Matrix::Bt2020,
+        Some(VideoColorMatrix::Smpte240m) => Matrix::Smpte240m,
+        Some(VideoColorMatrix::Fcc) => Matrix::Fcc,
         _ => unspecified,
     };
     let silent_range = if info.is_rgb() || info.is_gray() { Range::Full } else { Range::Limited };
-    let range = match colorimetry.range() {
-        VideoColorRange::Range0_255 => Range::Full,
-        VideoColorRange::Range16_235 => Range::Limited,
+    let range = match stated.map(|s| s.range()) {
+        Some(VideoColorRange::Range0_255) => Range::Full,
+        Some(VideoColorRange::Range16_235) => Range::Limited,
         _ => silent_range,
     };
     let site = info.chroma_site();
