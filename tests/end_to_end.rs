@@ -5,7 +5,7 @@ use std::fs;
 use arrow::datatypes::DataType;
 use support::{
     clips::{
-        self, Clip, FORMS, H264_MP4, MJPEG_AVI, MPEG4_AVI, Made, RED, SVQ1_MOV, Show, VP8_WEBM, make, make_at,
+        self, Clip, FORMS, H264_MP4, MJPEG_AVI, MPEG4_AVI, Made, RED, Show, VP8_WEBM, YUY2_AVI, make, make_at,
     },
     onnx::{DIM, Seen},
     run::{Site, Table, vector_type},
@@ -287,7 +287,7 @@ fn other_sizes_and_speeds_come_through() {
 #[test]
 fn a_format_that_the_kernels_do_not_read_is_converted() {
     let site = Site::new();
-    let made = make_at(&site.path("clips/svq1.mov"), &Clip::coloured(SVQ1_MOV, RED));
+    let made = make_at(&site.path("clips/yuy2.avi"), &Clip::coloured(YUY2_AVI, RED));
     let other = make_at(&site.path("clips/mpeg4.avi"), &Clip::coloured(MPEG4_AVI, RED));
     site.run(&[("sample.count", "1")]).expect(0);
     let clips = site.table("clips");

@@ -89,9 +89,13 @@ fn the_second_ctrl_c_aborts_and_loses_nothing_committed() {
     let child = start(&site);
     signal(&child, libc::SIGINT);
     signal(&child, libc::SIGINT);
-    let code = wait(child, Duration::from_secs(30)).code;
+    let outcome = wait(child, Duration::from_secs(30));
     // The signals may meet as one, which is then a drain.
-    assert!([Some(1), Some(130)].contains(&code), "{code:?}");
+    assert!([Some(1), Some(130)].contains(&outcome.code), "{outcome:?}");
+    if outcome.code == Some(1) {
+        let told = format!("{} of {N_CLIPS} clips are committed", n_committed(&site));
+        assert!(outcome.stderr.contains(&told), "no {told:?} in {}", outcome.stderr);
+    }
     completes(&site, n_committed(&site));
 }
 

@@ -185,7 +185,9 @@ impl Config {
 
     /// The settings that a run's rows depend on.
     pub fn identity(&self) -> Map<String, Value> {
-        let own = self.settings.iter().filter(|s| IDENTITY.contains(&s.key.as_str()));
+        // A rule that is off is as good as not there.
+        let is_off = |s: &Setting| s.key.starts_with("sample.") && s.value == Value::Bool(false);
+        let own = self.settings.iter().filter(|s| IDENTITY.contains(&s.key.as_str()) && !is_off(s));
         own.map(|s| (s.key.clone(), s.value.clone())).collect()
     }
 }

@@ -82,33 +82,23 @@ fn clock(pts_ns: i64) -> String {
     if h > 0 { format!("{h}:{m:02}:{s:02}") } else { format!("{m:02}:{s:02}") }
 }
 
-/// Keeps what a stage emits; a rejection becomes the caller's error.
-struct Collect<T> {
-    items: Vec<T>,
-    rejection: Option<Rejection>,
-}
-
-impl<T> Default for Collect<T> {
-    fn default() -> Self {
-        Self { items: Vec::new(), rejection: None }
-    }
-}
+/// Keeps what a stage emits. A stage that refuses its item says so by an error.
+struct Collect<T>(Vec<T>);
 
 impl<T> Emit<T> for Collect<T> {
     fn emit(&mut self, item: T) -> Result<(), Closed> {
-        self.items.push(item);
+        self.0.push(item);
         Ok(())
     }
 
-    fn reject(&mut self, rejection: Rejection) -> Result<(), Closed> {
-        self.rejection = Some(rejection);
+    fn reject(&mut self, _: Rejection) -> Result<(), Closed> {
         Ok(())
     }
 }
 
 /// Runs a stage over some items, to its end.
 fn through<S: Stage>(mut stage: S, items: Vec<S::In>) -> Result<Vec<S::Out>> {
-    let mut out = Collect::default();
+    let mut out = Collect(Vec::new());
     let told = |e: StageError| match e {
         StageError::Reject(r) => anyhow!("{}: {}", r.clip.path, r.reason),
         other => other.into(),
@@ -117,7 +107,7 @@ fn through<S: Stage>(mut stage: S, items: Vec<S::In>) -> Result<Vec<S::Out>> {
         stage.process(item, &mut out).map_err(told)?;
     }
     stage.finish(&mut out).map_err(told)?;
-    Ok(out.items)
+    Ok(out.0)
 }
 
 /// The unit mean vector of a file's sampled frames, made by the stages of the run.

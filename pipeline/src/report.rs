@@ -11,6 +11,8 @@ pub struct Counts {
     pub listed: u64,
     /// With rows, all runs together.
     pub indexed: u64,
+    /// Of those, in a published shard: all, unless a fault stopped the run.
+    pub committed: u64,
     /// Of those, indexed by an earlier run.
     pub indexed_before: u64,
     /// Of those, changed since.
@@ -19,6 +21,8 @@ pub struct Counts {
     pub damaged: u64,
     /// In `rejects.parquet`, all runs together.
     pub rejected: u64,
+    /// Of those, rejected by an earlier run, unchanged since, and not tried again.
+    pub rejected_before: u64,
     /// Named more than once in the list.
     pub listed_twice: u64,
     /// Rows of this run.
@@ -70,6 +74,9 @@ pub fn bottleneck(stages: &[StageMeter]) -> Option<String> {
     let span = span_ns(stages);
     let busy = |stage: &StageMeter| shares(stage, span)[0];
     let slowest = stages.iter().filter(|s| s.sum().items > 0).max_by(|a, b| busy(a).total_cmp(&busy(b)))?;
+    if busy(slowest) < 1.0 {
+        return None;
+    }
     let mut others: Vec<&StageMeter> = stages.iter().filter(|s| s.stage != slowest.stage).collect();
     others.sort_by(|a, b| busy(b).total_cmp(&busy(a)));
     let others: Vec<String> = others.iter().map(|s| format!("{} {:.0} %", s.stage, busy(s))).collect();
@@ -107,7 +114,7 @@ pub fn summary(counts: &Counts, status: &str, folder: &std::path::Path, wall_s: 
     let notes = [
         (counts.indexed_before, "unchanged from an earlier run"),
         (counts.damaged, "damaged, their good part kept"),
-        (counts.changed, "changed since they were indexed"),
+        (counts.changed, "changed or gone since they were indexed"),
     ];
     let notes: Vec<String> =
         notes.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{} {what}", grouped(*n))).collect();
@@ -116,7 +123,11 @@ pub fn summary(counts: &Counts, status: &str, folder: &std::path::Path, wall_s: 
     }
     if counts.rejected > 0 {
         let path = folder.join("rejects.parquet");
-        let _ = write!(line, ", {} rejected ({})", grouped(counts.rejected), path.display());
+        let before = match counts.rejected_before {
+            0 => String::new(),
+            n => format!("; {} by an earlier run, not tried again", grouped(n)),
+        };
+        let _ = write!(line, ", {} rejected ({}{before})", grouped(counts.rejected), path.display());
     }
     if counts.listed_twice > 0 {
         let _ = write!(line, ", {} listed twice", grouped(counts.listed_twice));

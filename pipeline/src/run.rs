@@ -70,6 +70,10 @@ pub fn run(config: Config, options: Options) -> Result<Ended> {
         (None, 0) => "finished",
         (None, _) => "stopped",
     };
+    if stop.fault().is_some() {
+        // Clips that were whole but whose shard was not published are not there.
+        counts.indexed = counts.committed;
+    }
     record.end(status, serde_json::to_value(counts)?, &stages, wall_s, cpu_seconds());
     let recorded = record.write(&folder);
     if let Some(fault) = stop.fault() {
@@ -114,7 +118,7 @@ fn listen(running: &Running, progress: &mut Progress, counts: &mut Counts, quiet
                     }
                 }
             }
-            Ok(Some(Some(Flow::Item(Indexed::Shard(_))))) => (),
+            Ok(Some(Some(Flow::Item(Indexed::Shard(shard))))) => counts.committed += shard.n_clips,
             Ok(Some(Some(Flow::Reject(rejection)))) => {
                 counts.rejected += 1;
                 progress.clip(0);
@@ -133,8 +137,11 @@ fn add_fed(counts: &mut Counts, fed: &Fed) {
     let get = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
     counts.changed = get(&fed.n_changed);
     counts.indexed_before = get(&fed.n_unchanged);
-    counts.indexed += counts.indexed_before + counts.changed;
-    counts.rejected += get(&fed.n_rejected_before);
+    let before = counts.indexed_before + counts.changed;
+    counts.indexed += before;
+    counts.committed += before;
+    counts.rejected_before = get(&fed.n_rejected_before);
+    counts.rejected += counts.rejected_before;
     counts.listed_twice = get(&fed.n_listed_twice);
 }
 

@@ -210,34 +210,33 @@ impl Feed {
             }
             let entry = entry?;
             let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
+            let is_unchanged = |bytes: u64, then: i64| match Path::new(&entry.path).metadata() {
+                Ok(meta) => meta.len() == bytes && modified_ns(&meta) == then,
+                Err(_) => bytes == 0 && then == 0,
+            };
             // A clip of this run is entered as well, so that a second mention of it is seen.
             match seen.insert(PathKey::of(&entry.path), Done::Listed) {
-                None => {
-                    let clip = ClipRef { id: next, path: entry.path, label: entry.label, extra: entry.extra };
-                    next = ClipId(next.0 + 1);
-                    out.send(Flow::Item(Arc::new(clip)))?;
-                    count(&self.fed.n_sent);
-                }
                 Some(Done::Listed) => {
                     tracing::warn!(path = entry.path, "listed more than once; it is indexed once");
                     count(&self.fed.n_listed_twice);
                 }
-                Some(Done::Rejected) => {
+                Some(Done::Indexed { bytes, modified_ns }) if is_unchanged(bytes, modified_ns) => {
+                    count(&self.fed.n_unchanged);
+                }
+                Some(Done::Indexed { .. }) => {
+                    tracing::warn!(path = entry.path, "changed or gone since it was indexed; its rows stay");
+                    count(&self.fed.n_changed);
+                }
+                Some(Done::Rejected { bytes, modified_ns, may_pass: false })
+                    if is_unchanged(bytes, modified_ns) =>
+                {
                     count(&self.fed.n_rejected_before);
                 }
-                Some(Done::Indexed { bytes, modified_ns: then }) => {
-                    let unchanged = Path::new(&entry.path)
-                        .metadata()
-                        .is_ok_and(|meta| meta.len() == bytes && modified_ns(&meta) == then);
-                    if unchanged {
-                        count(&self.fed.n_unchanged);
-                    } else {
-                        tracing::warn!(
-                            path = entry.path,
-                            "changed since it was indexed; its rows are the old ones"
-                        );
-                        count(&self.fed.n_changed);
-                    }
+                Some(Done::Rejected { .. }) | None => {
+                    let clip = ClipRef { id: next, path: entry.path, label: entry.label, extra: entry.extra };
+                    next = ClipId(next.0 + 1);
+                    out.send(Flow::Item(Arc::new(clip)))?;
+                    count(&self.fed.n_sent);
                 }
             }
         }

@@ -29,7 +29,13 @@ impl Load {
     fn read(&mut self, path: &Path) -> Result<(MappedFile, FileIdentity), Reason> {
         let unreadable = |e: std::io::Error| Reason::Unreadable(e.to_string());
         // Before opening: a named pipe would block the worker.
-        let meta = path.metadata().map_err(unreadable)?;
+        let meta = path.metadata().map_err(|e| match path.to_str() {
+            // Paths are text in the outputs, so a name that is not text came here with marks for gaps.
+            Some(text) if text.contains('\u{FFFD}') => {
+                Reason::Unreadable(format!("the file's name is not UTF-8, rename it ({e})"))
+            }
+            _ => unreadable(e),
+        })?;
         if meta.is_dir() {
             return Err(Reason::Unreadable("is a folder, not a file".into()));
         }

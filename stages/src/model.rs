@@ -211,6 +211,9 @@ impl Model {
         if image.std.iter().any(|s| *s <= 0.0) || image.width == 0 || image.height == 0 || image.dim == 0 {
             bail!("image.width, height, dim and std must be above 0");
         }
+        if joint.dim == 0 || text.as_ref().is_some_and(|t| t.max_tokens < 2) {
+            bail!("joint.dim must be above 0, and text.max_tokens above 1");
+        }
         match joint.kind {
             JointKind::Concepts => {
                 let has_all =

@@ -59,8 +59,9 @@ pub const MPEG4_B_AVI: Form = form(
     "avenc_mpeg4 name=enc gop-size=10 bitrate=4000000 max-bframes=2",
     "avimux",
 );
-/// Sorenson video: 9-bit chroma of 4:1:0, which our kernels do not read as it is.
-pub const SVQ1_MOV: Form = form("svq1", "mov", ["svq", "mp4"], "videoconvert ! avenc_svq1 name=enc", "qtmux");
+/// Uncompressed, in a layout that our kernels do not read as it is.
+pub const YUY2_AVI: Form =
+    form("yuy2", "avi", ["raw", "avi"], "videoconvert name=enc ! video/x-raw,format=YUY2", "avimux");
 /// H.264 with B-frames, the index at the end.
 pub const H264_MP4: Form = form("h264", "mp4", ["h264", "mp4"], x264!(2), "mp4mux");
 /// H.264 with B-frames, the index at the start.

@@ -219,8 +219,10 @@ impl<'a> Reader<'a> {
     pub(super) fn optional_number(&mut self, key: &str, least: f64, most: f64) -> Option<f64> {
         let found = self.take(key)?;
         let inside = found.as_f64().filter(|n| (least..=most).contains(n));
-        if inside.is_none() {
-            self.wrong(key, &found, &format!("a number from {least} to {most}"));
+        match (inside, self.settings.last_mut()) {
+            // 1 and 1.0 are the same setting.
+            (Some(number), Some(setting)) => setting.value = number.into(),
+            _ => self.wrong(key, &found, &format!("a number from {least} to {most}")),
         }
         inside
     }

@@ -236,7 +236,8 @@ fn on_decoder<L: Listener + 'static>(front: &gst::Element, deliver: Deliver, ear
     let ears = ears.clone();
     let kind = gst::ElementFactoryType::DECODER;
     bin.connect_deep_element_added(move |_, _, element| {
-        let is_video = |f: &gst::ElementFactory| f.has_type(kind) && !f.has_type(gst::ElementFactoryType::MEDIA_AUDIO);
+        let is_video =
+            |f: &gst::ElementFactory| f.has_type(kind) && !f.has_type(gst::ElementFactoryType::MEDIA_AUDIO);
         if let Deliver::Pictures { threads } = deliver
             && element.factory().is_some_and(|f| is_video(&f))
         {

@@ -161,7 +161,8 @@ fn matroska_cut_off(bytes: &[u8]) -> Option<String> {
         let first = *bytes.first()?;
         let len = first.leading_zeros() as usize + 1;
         let rest = bytes.get(1..len)?;
-        let value = rest.iter().fold(u64::from(first) & ((1 << (8 - len)) - 1), |v, b| v << 8 | u64::from(*b));
+        let value =
+            rest.iter().fold(u64::from(first) & ((1 << (8 - len)) - 1), |v, b| v << 8 | u64::from(*b));
         let is_unknown = value == (1 << (7 * len)) - 1;
         Some((if is_unknown { None } else { Some(value) }, len))
     }
@@ -173,7 +174,8 @@ fn matroska_cut_off(bytes: &[u8]) -> Option<String> {
     }
     let (needed, len) = size(&rest[4..])?;
     let end = needed?.saturating_add((segment + 4 + len) as u64);
-    (end > bytes.len() as u64).then(|| format!("the file has {} bytes, its segment ends at {end}", bytes.len()))
+    (end > bytes.len() as u64)
+        .then(|| format!("the file has {} bytes, its segment ends at {end}", bytes.len()))
 }
 
 #[cfg(test)]
@@ -205,7 +207,10 @@ mod tests {
         for broken in broken {
             assert!(!mp4(broken), "{broken:?}");
         }
-        let mkv = |size: u8| Container::Matroska.cut_off(&[0x1A, 0x45, 0xDF, 0xA3, 0x81, 0, 0x18, 0x53, 0x80, 0x67, size, 7, 7]);
+        let mkv = |size: u8| {
+            Container::Matroska
+                .cut_off(&[0x1A, 0x45, 0xDF, 0xA3, 0x81, 0, 0x18, 0x53, 0x80, 0x67, size, 7, 7])
+        };
         assert_eq!((mkv(0x82), mkv(0xFF)), (None, None));
         assert_eq!(mkv(0x83).unwrap(), "the file has 13 bytes, its segment ends at 14");
     }

@@ -75,7 +75,11 @@ impl<S> Sampler<S> {
 
     /// End of the last packet, where the packets are known.
     pub fn packets_end(&self) -> Pts {
-        if self.packets.pts.is_empty() { Pts { nanos: i64::MIN } } else { Pts { nanos: self.packets.span().1 } }
+        if self.packets.pts.is_empty() {
+            Pts { nanos: i64::MIN }
+        } else {
+            Pts { nanos: self.packets.span().1 }
+        }
     }
 
     /// Frames seen so far.
@@ -145,7 +149,9 @@ impl<S> Sampler<S> {
     fn wanted(&self, n: u64) -> Option<i64> {
         let first = self.first?.nanos;
         match self.sampling {
-            Sampling::EveryMs(ms) => Some(first.saturating_add((n as i64).saturating_mul(ms as i64).saturating_mul(1_000_000))),
+            Sampling::EveryMs(ms) => {
+                Some(first.saturating_add((n as i64).saturating_mul(ms as i64).saturating_mul(1_000_000)))
+            }
             Sampling::Fps(fps) => Some(first.saturating_add((n as f64 * 1e9 / fps).round() as i64)),
             Sampling::Count(count) if n < u64::from(count) => {
                 let (start, end) = self.packets.span();

@@ -120,7 +120,11 @@ fn stated_colorimetry(caps: &gst::CapsRef) -> Option<gst_video::VideoColorimetry
 }
 
 /// What the stream says of its colours, and the usual default where it says nothing.
-fn colour(info: &gst_video::VideoInfo, stated: Option<gst_video::VideoColorimetry>, unspecified: Matrix) -> Colour {
+fn colour(
+    info: &gst_video::VideoInfo,
+    stated: Option<gst_video::VideoColorimetry>,
+    unspecified: Matrix,
+) -> Colour {
     let matrix = match stated.as_ref().map(|s| s.matrix()) {
         Some(VideoColorMatrix::Bt601) => Matrix::Bt601,
         Some(VideoColorMatrix::Bt709) => Matrix::Bt709,
@@ -145,4 +149,32 @@ fn colour(info: &gst_video::VideoInfo, stated: Option<gst_video::VideoColorimetr
         }
     };
     Colour { matrix, range, siting }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_are_as_stated_and_gaps_are_ours() {
+        gst::init().unwrap();
+        let check = |rest: &str, matrix, range| {
+            // A size at which GStreamer would guess BT.709.
+            let caps = format!("video/x-raw,width=1280,height=720,framerate=25/1,{rest}");
+            let caps: gst::Caps = caps.parse().unwrap();
+            let info = gst_video::VideoInfo::from_caps(&caps).unwrap();
+            let found = colour(&info, stated_colorimetry(&caps), Matrix::Bt601);
+            assert_eq!((found.matrix, found.range), (matrix, range), "{rest}");
+        };
+        check("format=I420", Matrix::Bt601, Range::Limited);
+        check("format=I420,colorimetry=bt709", Matrix::Bt709, Range::Limited);
+        check("format=I420,colorimetry=bt601", Matrix::Bt601, Range::Limited);
+        check("format=I420,colorimetry=1:3:5:1", Matrix::Bt709, Range::Full);
+        // A range without a matrix.
+        check("format=I420,colorimetry=1:0:0:0", Matrix::Bt601, Range::Full);
+        check("format=I420,colorimetry=2:0:0:0", Matrix::Bt601, Range::Limited);
+        check("format=I420_10LE,colorimetry=bt2020-10", Matrix::Bt2020, Range::Limited);
+        check("format=RGB", Matrix::Bt601, Range::Full);
+        check("format=GRAY8", Matrix::Bt601, Range::Full);
+    }
 }

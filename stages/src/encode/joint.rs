@@ -51,17 +51,23 @@ impl JointSpace {
         self.concepts.is_none()
     }
 
-    /// `n` unit vectors.
-    pub fn project(&self, encoded: &Encoded, n: usize) -> Vec<f32> {
+    /// `n` unit vectors. A bank of another number of classes than the scores is an error.
+    pub fn project(&self, encoded: &Encoded, n: usize) -> Result<Vec<f32>> {
         let mut joint = match &self.concepts {
             None => encoded.embeddings.clone(),
             Some(concepts) => {
-                let classes = encoded.logits.len() / n.max(1);
-                encoded.logits.chunks(classes.max(1)).flat_map(|row| concepts.mean(row, self.dim)).collect()
+                let classes = concepts.bank.len() / self.dim;
+                if encoded.logits.len() != n * classes {
+                    let found = encoded.logits.len() / n.max(1);
+                    bail!(
+                        "the model scores {found} classes, its concept bank has {classes}; build it again with `clipmill model build`"
+                    );
+                }
+                encoded.logits.chunks(classes).flat_map(|row| concepts.mean(row, self.dim)).collect()
             }
         };
         joint.chunks_mut(self.dim).for_each(normalize);
-        joint
+        Ok(joint)
     }
 }
 
@@ -167,13 +173,15 @@ mod tests {
         let bank = vec![1.0, 0.0, 0.0, 1.0, 0.7, 0.7];
         let space = JointSpace { dim: 2, concepts: Some(Concepts { bank, top: 2 }) };
         let encoded = Encoded { embeddings: vec![], logits: vec![2.0, 1.0, -9.0, 0.0, 0.0, 5.0] };
-        let joint = space.project(&encoded, 2);
+        let joint = space.project(&encoded, 2).unwrap();
         // Weights e^0 and e^-1 on the axes; then unit length.
         let (a, b) = (1.0f32, (-1.0f32).exp());
         let norm = (a * a + b * b).sqrt();
         assert!((joint[0] - a / norm).abs() < 1e-6 && (joint[1] - b / norm).abs() < 1e-6, "{joint:?}");
         // A clear winner is itself; the tie behind it goes to the lower class.
         assert!((joint[2] - joint[3]).abs() < 0.02, "{joint:?}");
+        let too_many = Encoded { embeddings: vec![], logits: vec![0.0; 8] };
+        assert!(space.project(&too_many, 2).unwrap_err().to_string().contains("4 classes"));
     }
 
     #[test]

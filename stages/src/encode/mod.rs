@@ -99,7 +99,7 @@ impl Encode {
             let since = std::time::Instant::now();
             let encoded = self.encoder.encode(&self.tensors[..n * self.tensor_len], n)?;
             tracing::trace!(frames = n, clips = self.waiting.len(), took = ?since.elapsed(), "embedded a batch");
-            joint = self.joint.project(&encoded, n);
+            joint = self.joint.project(&encoded, n)?;
             images = encoded.embeddings;
         }
         let (mut joint, mut images) = (joint.as_slice(), images.as_slice());

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::{item::ClipId, stage::Rejection};
+use crate::{item::ClipId, load::modified_ns, stage::Rejection};
 
 /// A line of the ledger.
 #[derive(Debug, Serialize, Deserialize)]
@@ -49,10 +49,23 @@ pub struct RejectRecord {
     pub reason: String,
     /// The reason at length.
     pub detail: String,
+    /// Length of the file; 0 if there was none.
+    pub bytes: u64,
+    /// When it was last written, nanoseconds since 1970.
+    pub modified_ns: i64,
+}
+
+impl RejectRecord {
+    fn done(&self) -> Done {
+        let may_pass = matches!(self.reason.as_str(), "unreadable" | "timed_out")
+            || self.detail.contains("not installed");
+        Done::Rejected { bytes: self.bytes, modified_ns: self.modified_ns, may_pass }
+    }
 }
 
 impl From<&Rejection> for RejectRecord {
     fn from(r: &Rejection) -> Self {
+        let file = fs::metadata(&r.clip.path).ok();
         Self {
             clip_id: r.clip.id.0,
             path: r.clip.path.clone(),
@@ -60,6 +73,8 @@ impl From<&Rejection> for RejectRecord {
             stage: r.stage.into(),
             reason: r.reason.word().into(),
             detail: r.reason.to_string(),
+            bytes: file.as_ref().map_or(0, fs::Metadata::len),
+            modified_ns: file.as_ref().map_or(0, modified_ns),
         }
     }
 }
@@ -88,7 +103,15 @@ pub enum Done {
         modified_ns: i64,
     },
     /// It is in the rejects.
-    Rejected,
+    Rejected {
+        /// Bytes of the file then.
+        bytes: u64,
+        /// Nanoseconds since 1970.
+        modified_ns: i64,
+        /// Whether the cause may have gone though the file is the same: a disk that was away, a machine
+        /// that was too busy, a plugin that was missing.
+        may_pass: bool,
+    },
     /// It was listed by this run, and has not ended yet.
     Listed,
 }
@@ -101,7 +124,7 @@ pub struct Standing {
     /// Numbers of the published shards.
     pub shards: Vec<u32>,
     /// All rejects.
-    pub rejects: Vec<RejectRecord>,
+    pub rejects: HashMap<PathKey, RejectRecord>,
     /// Rows in all shards.
     pub n_frames: u64,
     /// The first number that no clip has.
@@ -149,20 +172,18 @@ impl Standing {
                 for clip in clips {
                     self.next_clip = self.next_clip.max(clip.clip_id + 1);
                     let done = Done::Indexed { bytes: clip.bytes, modified_ns: clip.modified_ns };
-                    self.done.insert(PathKey::of(&clip.path), done);
+                    let key = PathKey::of(&clip.path);
+                    self.rejects.remove(&key);
+                    self.done.insert(key, done);
                 }
             }
             Line::Reject(reject) => {
                 self.next_clip = self.next_clip.max(reject.clip_id + 1);
-                self.done.insert(PathKey::of(&reject.path), Done::Rejected);
-                self.rejects.push(reject);
+                let key = PathKey::of(&reject.path);
+                self.done.insert(key, reject.done());
+                self.rejects.insert(key, reject);
             }
         }
-    }
-
-    /// Clips with rows.
-    pub fn n_indexed(&self) -> u64 {
-        self.done.len() as u64 - self.rejects.len() as u64
     }
 
     /// The first free clip number.
@@ -177,7 +198,7 @@ pub struct Ledger {
     file: File,
     path: PathBuf,
     next_shard: u32,
-    rejects: Vec<RejectRecord>,
+    rejects: HashMap<PathKey, RejectRecord>,
     /// Held until the run ends.
     _lock: File,
 }
@@ -192,19 +213,32 @@ impl Ledger {
         let lock_path = folder.join("lock");
         let mut lock =
             OpenOptions::new().create(true).truncate(false).write(true).read(true).open(&lock_path)?;
-        if lock.try_lock().is_err() {
+        if let Err(e) = lock.try_lock() {
+            if let fs::TryLockError::Error(e) = e {
+                return Err(e).with_context(|| format!("cannot lock {}", lock_path.display()));
+            }
             let holder = fs::read_to_string(&lock_path).unwrap_or_default();
             bail!("{} is in use by another clipmill, process {}", folder.display(), holder.trim());
         }
         lock.set_len(0)?;
         write!(lock, "{}", std::process::id())?;
         let path = folder.join("ledger");
-        let (standing, whole) = Standing::parse(&path)?;
+        let (mut standing, whole) = Standing::parse(&path)?;
+        if !path.exists()
+            && let Some(shard) = whole_shard(folder)?
+        {
+            bail!(
+                "{} is missing, but there is {}\nhint: without its ledger a run cannot go on; choose another output.dir",
+                path.display(),
+                shard.display()
+            );
+        }
         let file = OpenOptions::new().create(true).append(true).open(&path)?;
+        File::open(folder)?.sync_all()?;
         file.set_len(whole)?;
         sweep(folder, &standing.shards)?;
         let next_shard = standing.shards.iter().max().map_or(0, |s| s + 1);
-        let rejects = standing.rejects.clone();
+        let rejects = std::mem::take(&mut standing.rejects);
         Ok((Self { file, path, next_shard, rejects, _lock: lock }, standing))
     }
 
@@ -214,18 +248,24 @@ impl Ledger {
     }
 
     pub(crate) fn add_shard(&mut self, shard: u32, n_frames: u64, clips: Vec<ClipRecord>) -> Result<()> {
+        for clip in &clips {
+            self.rejects.remove(&PathKey::of(&clip.path));
+        }
         self.append(&Line::Shard { shard, n_frames, clips })?;
         self.file.sync_all().with_context(|| format!("cannot sync {}", self.path.display()))
     }
 
     /// A reject need not reach the disk at once: a clip whose line is lost is rejected again.
     pub(crate) fn add_reject(&mut self, reject: RejectRecord) -> Result<()> {
-        self.rejects.push(reject.clone());
+        self.rejects.insert(PathKey::of(&reject.path), reject.clone());
         self.append(&Line::Reject(reject))
     }
 
-    pub(crate) fn rejects(&self) -> &[RejectRecord] {
-        &self.rejects
+    /// All rejects, in the order of the clips.
+    pub(crate) fn rejects(&self) -> Vec<&RejectRecord> {
+        let mut rejects: Vec<&RejectRecord> = self.rejects.values().collect();
+        rejects.sort_by_key(|r| r.clip_id);
+        rejects
     }
 
     fn append(&mut self, line: &Line) -> Result<()> {
@@ -233,6 +273,17 @@ impl Ledger {
         text.push(b'\n');
         self.file.write_all(&text).with_context(|| format!("cannot write {}", self.path.display()))
     }
+}
+
+/// A shard with its name, if there is any.
+fn whole_shard(folder: &Path) -> Result<Option<PathBuf>> {
+    for entry in fs::read_dir(folder.join("frames"))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "parquet") {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
 }
 
 /// Removes what a killed run left: files that are not whole, and shards without a line.

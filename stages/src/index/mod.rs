@@ -167,6 +167,6 @@ impl Stage for Index {
             )));
         }
         self.publish(out)?;
-        Ok(write_rejects(&self.settings.folder, self.ledger.rejects())?)
+        Ok(write_rejects(&self.settings.folder, &self.ledger.rejects())?)
     }
 }

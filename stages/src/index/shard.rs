@@ -247,9 +247,9 @@ fn vectors<'a>(values: impl Iterator<Item = &'a f32>, dim: usize) -> Result<Arra
 }
 
 /// Writes all rejects of the run anew.
-pub(crate) fn write_rejects(run: &Path, rejects: &[RejectRecord]) -> Result<()> {
+pub(crate) fn write_rejects(run: &Path, rejects: &[&RejectRecord]) -> Result<()> {
     let text = |get: &dyn Fn(&RejectRecord) -> &str| -> ArrayRef {
-        Arc::new(StringArray::from_iter_values(rejects.iter().map(get)))
+        Arc::new(StringArray::from_iter_values(rejects.iter().map(|r| get(r))))
     };
     let columns: Vec<ArrayRef> = vec![
         Arc::new(UInt64Array::from_iter_values(rejects.iter().map(|r| r.clip_id))),
