@@ -38,6 +38,9 @@ struct Args {
     /// Sampling
     #[arg(long, default_value_t = 500)]
     every_ms: u64,
+    /// Workers that decode, and as many that encode; all cores by default
+    #[arg(long, default_value_t = 0)]
+    workers: usize,
     /// Stop after the decode stage
     #[arg(long)]
     decode_only: bool,
@@ -168,7 +171,7 @@ fn load_all(clips: &[Arc<ClipRef>]) -> Result<Vec<EncodedClip>> {
 }
 
 fn main() -> Result<()> {
-    let Args { clips, every_ms, decode_only, .. } = Args::parse();
+    let Args { clips, every_ms, workers, decode_only, .. } = Args::parse();
     let scratch = tempfile::tempdir()?;
     let out = scratch.path().join("run");
     let cores = std::thread::available_parallelism()?.get();
@@ -177,6 +180,8 @@ fn main() -> Result<()> {
         set("input.clips", serde_json::to_string(&clips)?),
         set("output.dir", serde_json::to_string(&out)?),
         set("sample.every_ms", every_ms.to_string()),
+        set("decode.workers", workers.to_string()),
+        set("encode.workers", workers.to_string()),
     ];
     let config = Config::parse("bench", "", &overrides, cores)?;
     let home = Home::from_env();
@@ -260,6 +265,17 @@ fn main() -> Result<()> {
         whole.per_wall_s() / slowest,
         whole.per_wall_s(),
         slowest
+    ));
+    // Stages that work at once share the cores: together they cannot be faster than their CPU time allows.
+    let cpu_a_clip: f64 = cases
+        .iter()
+        .map(|c| c.cpu_s / c.n as f64 * if c.unit == "frames" { frames_a_clip } else { 1.0 })
+        .sum();
+    print(&format!(
+        "the stages take {:.1} CPU ms a clip, so {cores} cores allow {:.1} clips/s: the whole line does {:.2} of that",
+        cpu_a_clip * 1e3,
+        cores as f64 / cpu_a_clip,
+        whole.per_wall_s() * cpu_a_clip / cores as f64
     ));
     cases.push(whole);
     save("stages", &cases)
