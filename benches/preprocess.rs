@@ -111,10 +111,13 @@ fn main() -> Result<()> {
     for (width, height) in [(320, 240), (640, 360), (1280, 720), (1920, 1080), (3840, 2160)] {
         for (name, format) in [("4:2:0 8 bit", PixelFormat::I420), ("4:4:4 10 bit", planar((0, 0), 10))] {
             let frames = Frames::noise(width, height, format);
-            let [wide, portable] = [Lanes::detect(), Lanes::PORTABLE].map(|l| measure(&frames, l));
-            let (wide, portable) = (wide?, portable?);
+            let every: Vec<f64> =
+                Lanes::all().into_iter().map(|l| measure(&frames, l)).collect::<Result<_>>()?;
+            let wide = every[every.len() - 1];
             let name = format!("preprocess {width}x{height} {name}");
-            print(&format!("{name:<40} {wide:>9.1} us an image, {portable:>9.1} without AVX2"));
+            // Portable first, the widest that this CPU has last.
+            let shown: Vec<String> = every.iter().map(|us| format!("{us:>9.1}")).collect();
+            print(&format!("{name:<40} {} us an image", shown.join("")));
             cases.push(Case { name, unit: "frames", n: 1, cpu_s: wide / 1e6, wall_s: wide / 1e6 });
         }
     }
