@@ -11,8 +11,6 @@ pub struct Counts {
     pub listed: u64,
     /// With rows, all runs together.
     pub indexed: u64,
-    /// Of those, in a published shard: all, unless a fault stopped the run.
-    pub committed: u64,
     /// Of those, indexed by an earlier run.
     pub indexed_before: u64,
     /// Of those, changed since.

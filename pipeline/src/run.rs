@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
-use stages::{item::Indexed, model::Home};
+use stages::{index::ledger::Standing, item::Indexed, model::Home};
 
 use crate::{
     config::Config,
@@ -71,8 +71,10 @@ pub fn run(config: Config, options: Options) -> Result<Ended> {
         (None, _) => "stopped",
     };
     if stop.fault().is_some() {
-        // Clips that were whole but whose shard was not published are not there.
-        counts.indexed = counts.committed;
+        // What was told is not what is there: shards are published that nobody heard of any more, and
+        // whole clips wait in one that was not. The ledger knows.
+        let committed = Standing::read(&folder).map(|standing| standing.n_indexed());
+        counts.indexed = committed.unwrap_or(counts.indexed_before);
     }
     record.end(status, serde_json::to_value(counts)?, &stages, wall_s, cpu_seconds());
     let recorded = record.write(&folder);
@@ -118,7 +120,7 @@ fn listen(running: &Running, progress: &mut Progress, counts: &mut Counts, quiet
                     }
                 }
             }
-            Ok(Some(Some(Flow::Item(Indexed::Shard(shard))))) => counts.committed += shard.n_clips,
+            Ok(Some(Some(Flow::Item(Indexed::Shard(_))))) => (),
             Ok(Some(Some(Flow::Reject(rejection)))) => {
                 counts.rejected += 1;
                 progress.clip(0);
@@ -137,9 +139,7 @@ fn add_fed(counts: &mut Counts, fed: &Fed) {
     let get = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
     counts.changed = get(&fed.n_changed);
     counts.indexed_before = get(&fed.n_unchanged);
-    let before = counts.indexed_before + counts.changed;
-    counts.indexed += before;
-    counts.committed += before;
+    counts.indexed += counts.indexed_before + counts.changed;
     counts.rejected_before = get(&fed.n_rejected_before);
     counts.rejected += counts.rejected_before;
     counts.listed_twice = get(&fed.n_listed_twice);

@@ -63,8 +63,6 @@ pub struct Running {
 /// What the feed did.
 #[derive(Debug, Default)]
 pub struct Fed {
-    /// Clips sent on.
-    pub n_sent: AtomicU64,
     /// Clips indexed by an earlier run, and unchanged.
     pub n_unchanged: AtomicU64,
     /// Clips rejected by an earlier run.
@@ -236,7 +234,6 @@ impl Feed {
                     let clip = ClipRef { id: next, path: entry.path, label: entry.label, extra: entry.extra };
                     next = ClipId(next.0 + 1);
                     out.send(Flow::Item(Arc::new(clip)))?;
-                    count(&self.fed.n_sent);
                 }
             }
         }

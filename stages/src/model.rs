@@ -300,11 +300,6 @@ impl Home {
         Self { folder }
     }
 
-    /// This folder.
-    pub fn at(folder: &Path) -> Self {
-        Self { folder: folder.to_owned() }
-    }
-
     /// The folder itself.
     pub fn folder(&self) -> &Path {
         &self.folder

@@ -125,8 +125,6 @@ pub struct Standing {
     pub shards: Vec<u32>,
     /// All rejects.
     pub rejects: HashMap<PathKey, RejectRecord>,
-    /// Rows in all shards.
-    pub n_frames: u64,
     /// The first number that no clip has.
     pub next_clip: u64,
 }
@@ -166,9 +164,8 @@ impl Standing {
 
     fn add(&mut self, line: Line) {
         match line {
-            Line::Shard { shard, n_frames, clips } => {
+            Line::Shard { shard, clips, .. } => {
                 self.shards.push(shard);
-                self.n_frames += n_frames;
                 for clip in clips {
                     self.next_clip = self.next_clip.max(clip.clip_id + 1);
                     let done = Done::Indexed { bytes: clip.bytes, modified_ns: clip.modified_ns };
@@ -184,6 +181,11 @@ impl Standing {
                 self.rejects.insert(key, reject);
             }
         }
+    }
+
+    /// Clips with rows in a published shard.
+    pub fn n_indexed(&self) -> u64 {
+        self.done.values().filter(|d| matches!(d, Done::Indexed { .. })).count() as u64
     }
 
     /// The first free clip number.
