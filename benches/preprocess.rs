@@ -8,7 +8,7 @@ use benches::{Case, print, save, thread_cpu_ns};
 use kernels::{
     aligned::AlignedFloats,
     lanes::Lanes,
-    picture::{Colour, Layout, Orientation, Picture, PixelFormat, Plane},
+    picture::{Colour, Layout, Orientation, Picture, PixelFormat, Plane, SampleAspect},
     preprocess::{Preprocessor, Recipe, Resize},
     resample::Filter,
 };
@@ -69,6 +69,7 @@ impl Frames {
             format: self.format,
             colour: Colour::default(),
             orientation: Orientation::default(),
+            sample_aspect: SampleAspect::default(),
         }
     }
 }

@@ -203,7 +203,7 @@ fn main() -> Result<()> {
         1
     };
     cases.push(alone("decode", "clips", config.decode.workers, loaded, ends, move || {
-        Decode::open(settings.clone())
+        Ok(Decode::open(settings.clone()))
     })?);
     anyhow::ensure!(cases[1].n == n_loaded as u64, "some clips do not decode: choose others");
     if decode_only {

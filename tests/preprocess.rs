@@ -3,7 +3,7 @@
 use std::fs;
 
 use kernels::{
-    picture::{Colour, Matrix, Orientation, Picture, PixelFormat, Plane, Range},
+    picture::{Colour, Matrix, Orientation, Picture, PixelFormat, Plane, Range, SampleAspect},
     preprocess::{Preprocessor, Recipe, Resize},
     resample::Filter,
 };
@@ -72,7 +72,15 @@ fn tensor(
 ) -> Vec<f32> {
     let planes = planes.map(|(data, stride)| Plane { data, stride });
     let orientation = Orientation::default();
-    let picture = Picture { planes, width: of.width, height: of.height, format, colour, orientation };
+    let picture = Picture {
+        planes,
+        width: of.width,
+        height: of.height,
+        format,
+        colour,
+        orientation,
+        sample_aspect: SampleAspect::default(),
+    };
     let mut tensor = vec![0.0; recipe.tensor_len()];
     Preprocessor::new(recipe.clone()).run(&picture, &mut tensor).unwrap();
     tensor

@@ -10,13 +10,15 @@
 //! - [`reference`](mod@reference): the same result in double precision, slow and plain;
 //! - [`dot`]: inner products with float16 rows, for search;
 //! - [`mapped_file`]: a file in memory, released behind the reader;
-//! - [`onnxruntime`]: the version of that library.
+//! - [`onnxruntime`]: the version of that library;
+//! - [`ffi`]: FFmpeg's demuxers and software decoders.
 //!
 //! Nothing here knows what a clip, a stage or a thread is.
 
 pub mod aligned;
 pub mod colour;
 pub mod dot;
+pub mod ffi;
 pub mod lanes;
 pub mod mapped_file;
 pub mod onnxruntime;

@@ -139,6 +139,55 @@ impl Orientation {
     }
 }
 
+/// Shape of a sample: its width to its height.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SampleAspect {
+    /// Parts across.
+    pub across: u32,
+    /// Parts down.
+    pub down: u32,
+}
+
+impl Default for SampleAspect {
+    fn default() -> Self {
+        Self { across: 1, down: 1 }
+    }
+}
+
+impl SampleAspect {
+    /// No sample is longer than this many times its width, or the other way round: beyond it, a header
+    /// is damaged.
+    const MOST: u32 = 16;
+
+    /// `None` for what is no shape of a sample.
+    pub fn new(across: i32, down: i32) -> Option<Self> {
+        let (across, down) = (u32::try_from(across).ok()?, u32::try_from(down).ok()?);
+        let is_sane = across > 0 && down > 0 && across / down < Self::MOST && down / across < Self::MOST;
+        is_sane.then_some(Self { across, down })
+    }
+
+    /// Samples across and down of square samples, for as many of these; at least one each.
+    pub fn square(self, width: usize, height: usize) -> (usize, usize) {
+        let (across, down) = (u64::from(self.across), u64::from(self.down));
+        // The direction in which samples are long gets more of them, so none are lost.
+        let stretch = |n: usize, by: u64, of: u64| ((n as u64 * by + of / 2) / of).max(1) as usize;
+        if across >= down {
+            (stretch(width, across, down), height)
+        } else {
+            (width, stretch(height, down, across))
+        }
+    }
+}
+
+/// How a decoder's pictures are read where that is a matter of choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// The matrix of streams that name none.
+    pub unspecified: Matrix,
+    /// Whether one field stands for an interlaced picture; both make it a comb where things move.
+    pub one_field: bool,
+}
+
 /// A decoded picture, valid while the decoder's buffer is mapped.
 #[derive(Clone, Copy, Debug)]
 pub struct Picture<'a> {
@@ -154,12 +203,90 @@ pub struct Picture<'a> {
     pub colour: Colour,
     /// How a viewer turns it.
     pub orientation: Orientation,
+    /// Shape of its samples.
+    pub sample_aspect: SampleAspect,
 }
 
-impl Picture<'_> {
+impl<'a> Picture<'a> {
     /// Chroma samples across and down; an odd size keeps its last half sample.
     pub fn chroma_size(&self) -> (usize, usize) {
         let (sx, sy) = self.format.subsampling;
         (self.width.div_ceil(1 << sx), self.height.div_ceil(1 << sy))
+    }
+
+    /// Bytes of a row, and rows, that each plane must hold; nothing for planes that the layout lacks.
+    pub fn plane_sizes(&self) -> [(usize, usize); 3] {
+        let bytes = self.format.sample_bytes();
+        let (chroma_width, chroma_height) = self.chroma_size();
+        let (whole, none) = ((self.width * bytes, self.height), (0, 0));
+        let chroma = (chroma_width * bytes, chroma_height);
+        match self.format.layout {
+            Layout::Planar => [whole, chroma, chroma],
+            Layout::SemiPlanar => [whole, (2 * chroma.0, chroma.1), none],
+            Layout::PlanarGbr => [whole; 3],
+            Layout::Gray => [whole, none, none],
+            Layout::PackedRgb { step, .. } => [(self.width * usize::from(step), self.height), none, none],
+        }
+    }
+
+    /// The field of an interlaced picture that is shown first: every other row, twice as high.
+    ///
+    /// The two fields are two moments, and what moved between them is a comb. A picture whose fields
+    /// differ in size stays as it is.
+    pub fn one_field(self, top: bool) -> Self {
+        let whole_fields = 2 << self.format.subsampling.1;
+        if self.height == 0 || !self.height.is_multiple_of(whole_fields) {
+            return self;
+        }
+        let planes = self.planes.map(|plane| Plane {
+            data: plane.data.get(if top { 0 } else { plane.stride }..).unwrap_or(&[]),
+            stride: plane.stride * 2,
+        });
+        let SampleAspect { across, down } = self.sample_aspect;
+        let sample_aspect = SampleAspect { across, down: down * 2 };
+        Picture { planes, height: self.height / 2, sample_aspect, ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_that_are_not_square_count_for_more() {
+        let square =
+            |across, down, width, height| SampleAspect::new(across, down).unwrap().square(width, height);
+        assert_eq!(square(1, 1, 320, 240), (320, 240));
+        assert_eq!(square(64, 45, 720, 576), (1024, 576));
+        assert_eq!(square(8, 9, 720, 480), (720, 540));
+        for (across, down) in [(0, 1), (1, 0), (-4, 3), (1000, 1), (1, i32::MAX)] {
+            assert_eq!(SampleAspect::new(across, down), None);
+        }
+    }
+
+    #[test]
+    fn a_field_is_every_other_row() {
+        let luma: Vec<u8> = (0..8u8).flat_map(|row| [row; 6]).collect();
+        let chroma: Vec<u8> = (0..4u8).flat_map(|row| [row; 3]).collect();
+        let planes = [(&luma, 6), (&chroma, 3), (&chroma, 3)]
+            .map(|(data, stride)| Plane { data: data.as_slice(), stride });
+        let picture = Picture {
+            planes,
+            width: 6,
+            height: 8,
+            format: PixelFormat::I420,
+            colour: Colour::default(),
+            orientation: Orientation::default(),
+            sample_aspect: SampleAspect::default(),
+        };
+        for (top, luma, chroma) in [(true, [0, 2, 4, 6], [0, 2]), (false, [1, 3, 5, 7], [1, 3])] {
+            let field = picture.one_field(top);
+            let rows = |p: usize, n: usize| -> Vec<u8> {
+                (0..n).map(|r| field.planes[p].data[r * field.planes[p].stride]).collect()
+            };
+            assert_eq!((field.height, rows(0, 4), rows(1, 2)), (4, luma.to_vec(), chroma.to_vec()));
+            assert_eq!(field.sample_aspect.square(field.width, field.height), (6, 8));
+        }
+        assert_eq!(Picture { height: 6, ..picture }.one_field(true).height, 6);
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     aligned::AlignedFloats,
     colour::ToRgb,
     lanes::{Byte, Coefficients, Lanes, Normalize, ROWS, Weights, Word},
-    picture::{Colour, Layout, Orientation, Picture, PixelFormat, Plane},
+    picture::{Colour, Layout, Orientation, Picture, PixelFormat, Plane, SampleAspect},
     resample::{Axis, Filter, Taps},
 };
 
@@ -142,6 +142,14 @@ struct Kind {
     format: PixelFormat,
     colour: Colour,
     orientation: Orientation,
+    sample_aspect: SampleAspect,
+}
+
+impl From<&Picture<'_>> for Kind {
+    fn from(picture: &Picture<'_>) -> Self {
+        let Picture { width, height, format, colour, orientation, sample_aspect, .. } = *picture;
+        Self { width, height, format, colour, orientation, sample_aspect }
+    }
 }
 
 /// Weights for pictures of one kind. Sizes are those of the stored picture, before it is turned.
@@ -159,7 +167,7 @@ impl Plan {
         let Picture { width, height, format, colour, orientation, .. } = *picture;
         let turn = orientation.transpose;
         let swap = |pair: (usize, usize)| if turn { (pair.1, pair.0) } else { pair };
-        let (shown_width, shown_height) = swap((width, height));
+        let (shown_width, shown_height) = swap(picture.sample_aspect.square(width, height));
         let (resized_width, resized_height) = recipe.resized(shown_width, shown_height);
         // torchvision's centre crop, placed on the shown picture, then followed back to the stored one.
         let crop = |resized: usize, kept: usize, flipped: bool| {
@@ -182,7 +190,7 @@ impl Plan {
         let chroma_across = across.over_chroma(chroma_width, sx, siting.cosited_across);
         let chroma_down = down.over_chroma(chroma_height, sy, siting.cosited_down);
         Plan {
-            kind: Kind { width, height, format, colour, orientation },
+            kind: Kind::from(picture),
             width: kept_width,
             height: kept_height,
             across: [across, chroma_across],
@@ -263,8 +271,7 @@ impl Preprocessor {
 
     /// Index of the plan for pictures like this one.
     fn plan_for(&mut self, picture: &Picture<'_>) -> usize {
-        let Picture { width, height, format, colour, orientation, .. } = *picture;
-        let kind = Kind { width, height, format, colour, orientation };
+        let kind = Kind::from(picture);
         if let Some(found) = self.plans.iter().position(|p| p.plan.kind == kind) {
             return found;
         }
@@ -292,20 +299,8 @@ impl From<ToRgb> for Coefficients {
 
 /// Every plane holds its rows.
 fn check(picture: &Picture<'_>) -> Result<(), Malformed> {
-    let Picture { width, height, format, .. } = *picture;
-    let (chroma_width, chroma_height) = picture.chroma_size();
-    let bytes = format.sample_bytes();
-    let whole = (width * bytes, height);
-    let needs = match format.layout {
-        Layout::Planar => {
-            [whole, (chroma_width * bytes, chroma_height), (chroma_width * bytes, chroma_height)]
-        }
-        Layout::SemiPlanar => [whole, (2 * chroma_width * bytes, chroma_height), (0, 0)],
-        Layout::PlanarGbr => [whole; 3],
-        Layout::Gray => [whole, (0, 0), (0, 0)],
-        Layout::PackedRgb { step, .. } => [(width * usize::from(step), height), (0, 0), (0, 0)],
-    };
-    for (plane, (row_bytes, rows)) in needs.into_iter().enumerate() {
+    let Picture { width, height, .. } = *picture;
+    for (plane, (row_bytes, rows)) in picture.plane_sizes().into_iter().enumerate() {
         let Plane { data, stride } = picture.planes[plane];
         let needed = rows.saturating_sub(1) * stride + row_bytes;
         if data.len() < needed || (rows > 1 && stride < row_bytes) || width == 0 || height == 0 {

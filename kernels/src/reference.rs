@@ -82,7 +82,7 @@ mod tests {
     use super::*;
     use crate::{
         lanes::Lanes,
-        picture::{Colour, Matrix, Orientation, PixelFormat, Plane, Range, Siting},
+        picture::{Colour, Matrix, Orientation, PixelFormat, Plane, Range, SampleAspect, Siting},
         preprocess::{Preprocessor, Resize},
         resample::Filter,
     };
@@ -105,6 +105,7 @@ mod tests {
             format,
             colour: Colour::default(),
             orientation: Orientation::default(),
+            sample_aspect: SampleAspect::default(),
         };
         let (cw, ch) = blank.chroma_size();
         let bytes = format.sample_bytes();
@@ -149,7 +150,15 @@ mod tests {
         for (to, (data, stride)) in borrowed.iter_mut().zip(&owned) {
             *to = Plane { data, stride: *stride };
         }
-        let picture = Picture { planes: borrowed, width, height, format, colour, orientation };
+        let picture = Picture {
+            planes: borrowed,
+            width,
+            height,
+            format,
+            colour,
+            orientation,
+            sample_aspect: SampleAspect::default(),
+        };
         let want = colours(recipe, &picture);
         for lanes in Lanes::all() {
             let mut got = vec![f32::NAN; recipe.tensor_len()];
@@ -236,6 +245,7 @@ mod tests {
             format: gray,
             colour: Colour::default(),
             orientation,
+            sample_aspect: SampleAspect::default(),
         };
         let by_tag = colours(&IDENTITY, &picture(&data, stride, width, height, Orientation::rotated(1)));
         let by_hand = colours(&IDENTITY, &picture(&turned, height, height, width, Orientation::default()));
@@ -254,6 +264,7 @@ mod tests {
             format: PixelFormat::I420,
             colour: Colour::default(),
             orientation: Orientation::default(),
+            sample_aspect: SampleAspect::default(),
         };
         let mut out = vec![0.0; IDENTITY.tensor_len()];
         let refused = Preprocessor::new(IDENTITY).run(&picture, &mut out).unwrap_err();

@@ -8,9 +8,12 @@ mod reader;
 
 use std::{path::PathBuf, time::Duration};
 
-use kernels::picture::Matrix;
+use kernels::picture::{Matrix, Reading};
 use serde_json::{Map, Value};
-use stages::{clips::Label, decode::sample::Sampling};
+use stages::{
+    clips::Label,
+    decode::{Backend, sample::Sampling},
+};
 
 pub use reader::{Errors, Override};
 use reader::{Reader, Whole};
@@ -70,12 +73,18 @@ pub struct Load {
 /// `[decode]`
 #[derive(Clone, Debug)]
 pub struct Decode {
+    /// Which software.
+    pub backend: Backend,
     /// Threads, each with a clip of its own.
     pub workers: usize,
-    /// Threads inside each decoder; 0 leaves it to the decoder.
+    /// Threads inside each decoder; 0 gives long clips those that are free.
     pub threads: u32,
-    /// Matrix of streams that name none.
-    pub matrix: Matrix,
+    /// Cores that `threads = 0` shares out.
+    pub cores: usize,
+    /// Whether only what the chosen frames need is decoded.
+    pub plan: bool,
+    /// How pictures are read where that is a matter of choice.
+    pub reading: Reading,
     /// Longest silence of a decoder.
     pub stall: Duration,
     /// Whether the good part of a damaged clip is kept.
@@ -117,6 +126,7 @@ const IDENTITY: &[&str] = &[
     "sample.all",
     "decode.matrix",
     "decode.damaged",
+    "decode.fields",
     "encode.model",
     "index.keep_image_embedding",
 ];
@@ -140,13 +150,20 @@ impl Config {
         // No stage can use more threads than this many; a typing error should not start thousands.
         let many = |default| Whole { default, least: 0, most: 256 };
         let or_cores = |n: u64, auto: usize| if n == 0 { auto } else { n as usize };
-        r.choice("decode.backend", "auto", &["auto", "software"]);
+        let backend = r.choice("decode.backend", "auto", &["auto", "software", "libav", "gstreamer"]);
         let matrix = r.choice("decode.matrix", "bt601", &["bt601", "bt709", "bt2020"]);
         let damaged = r.choice("decode.damaged", "keep", &["keep", "reject"]);
+        let fields = r.choice("decode.fields", "first", &["first", "both"]);
         let decode = Decode {
+            backend: [Backend::Auto, Backend::Auto, Backend::Libav, Backend::Gstreamer][backend],
             workers: or_cores(r.whole("decode.workers", many(0)), cores),
-            threads: r.whole("decode.threads", many(1)) as u32,
-            matrix: [Matrix::Bt601, Matrix::Bt709, Matrix::Bt2020][matrix],
+            threads: r.whole("decode.threads", many(0)) as u32,
+            cores,
+            plan: r.flag("decode.plan", true),
+            reading: Reading {
+                unspecified: [Matrix::Bt601, Matrix::Bt709, Matrix::Bt2020][matrix],
+                one_field: fields == 0,
+            },
             stall: Duration::from_secs(
                 r.whole("decode.stall_s", Whole { default: 20, least: 1, most: 3600 }),
             ),
@@ -206,6 +223,17 @@ pub fn recorded_sampling(settings: &Map<String, Value>) -> Option<Sampling> {
     }
     let is_true = |key: &str| get(key).and_then(Value::as_bool) == Some(true);
     if is_true("keyframes") { Some(Sampling::Keyframes) } else { is_true("all").then_some(Sampling::All) }
+}
+
+/// How a run's recorded settings read pictures, for queries by clip.
+pub fn recorded_reading(settings: &Map<String, Value>) -> Reading {
+    let word = |key: &str| settings.get(key).and_then(Value::as_str).unwrap_or_default();
+    let unspecified = match word("decode.matrix") {
+        "bt709" => Matrix::Bt709,
+        "bt2020" => Matrix::Bt2020,
+        _ => Matrix::Bt601,
+    };
+    Reading { unspecified, one_field: word("decode.fields") != "both" }
 }
 
 fn label_rule(label: &str) -> Label {

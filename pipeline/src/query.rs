@@ -3,10 +3,10 @@
 use std::{path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use kernels::picture::Matrix;
+
 use serde_json::json;
 use stages::{
-    decode::{self, Decode, sample::Sampling},
+    decode::{self, Backend, Decode, cores::Cores, sample::Sampling},
     encode::{self, Encode, joint::normalize, text::TextEncoder},
     index::vectors::{Hit, search},
     item::{ClipId, ClipRef, EmbeddingBatch, EncodedClip, FrameBatch},
@@ -15,7 +15,10 @@ use stages::{
     stage::{Closed, Emit, Rejection, Stage, StageError},
 };
 
-use crate::{config::recorded_sampling, record::Record};
+use crate::{
+    config::{recorded_reading, recorded_sampling},
+    record::Record,
+};
 
 /// What is searched for.
 #[derive(Clone, Debug)]
@@ -118,15 +121,14 @@ fn embed_file(
     model: &Model,
     library: &Path,
 ) -> Result<Vec<f32>> {
-    let matrix = match record.settings.get("decode.matrix").and_then(|m| m.as_str()) {
-        Some("bt709") => Matrix::Bt709,
-        Some("bt2020") => Matrix::Bt2020,
-        _ => Matrix::Bt601,
-    };
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let decode = decode::Settings {
+        backend: Backend::Auto,
         sampling,
+        plan: true,
         threads: 0,
-        unspecified_matrix: matrix,
+        cores: Cores::new(cores),
+        reading: recorded_reading(&record.settings),
         stall: std::time::Duration::from_secs(20),
         keep_damaged: true,
         batch_frames: 8,
@@ -135,7 +137,7 @@ fn embed_file(
     let encode = encode::Settings { model: model.clone(), batch: 8, threads: 0, keep_image_embedding: false };
     let clip = ClipRef { id: ClipId(0), path: file.to_owned(), label: None, extra: Vec::new() };
     let loaded: Vec<EncodedClip> = through(Load::open(), vec![Arc::new(clip)])?;
-    let frames: Vec<FrameBatch> = through(Decode::open(decode)?, loaded)?;
+    let frames: Vec<FrameBatch> = through(Decode::open(decode), loaded)?;
     let batches: Vec<EmbeddingBatch> = through(Encode::open(&encode, library)?, frames)?;
     let mut mean = vec![0.0; record.dim];
     for vector in batches.iter().flat_map(|b| b.embeddings.chunks(record.dim)) {

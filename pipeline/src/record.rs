@@ -63,7 +63,7 @@ impl Record {
         limit: Option<u64>,
     ) -> Result<Self> {
         let model_hash = model.hash()?;
-        let preprocess_hash = model.preprocess_hash(config.decode.matrix);
+        let preprocess_hash = model.preprocess_hash(config.decode.reading);
         let mut identity = config.identity();
         identity.insert("schema version".into(), SCHEMA_VERSION.into());
         identity.insert("model hash".into(), model_hash.clone().into());

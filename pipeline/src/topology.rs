@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use stages::{
     clips::ClipList,
-    decode::{self, Decode},
+    decode::{self, Decode, cores::Cores},
     encode::{self, Encode, joint::JointSpace},
     index::{
         self, Index,
@@ -142,7 +142,8 @@ impl Opened {
         runner.feed(to_load, move |out| feed.run(out))?;
         runner.spawn("load", load.workers, listed, to_decode, || Ok(Load::open()))?;
         let settings = decode_settings(&config, &model);
-        runner.spawn("decode", decode.workers, loaded, to_encode, move || Decode::open(settings.clone()))?;
+        runner
+            .spawn("decode", decode.workers, loaded, to_encode, move || Ok(Decode::open(settings.clone())))?;
         let settings = encode_settings(&config, &model);
         runner
             .spawn("encode", encode.workers, decoded, to_index, move || Encode::open(&settings, &library))?;
@@ -168,9 +169,12 @@ impl Running {
 /// The decode stage's settings for a model.
 pub fn decode_settings(config: &Config, model: &Model) -> decode::Settings {
     decode::Settings {
+        backend: config.decode.backend,
         sampling: config.sampling,
+        plan: config.decode.plan,
         threads: config.decode.threads,
-        unspecified_matrix: config.decode.matrix,
+        cores: Cores::new(config.decode.cores),
+        reading: config.decode.reading,
         stall: config.decode.stall,
         keep_damaged: config.decode.keep_damaged,
         batch_frames: config.encode.batch,

@@ -12,7 +12,7 @@ use crate::{stage::Weigh, tensors::TensorBuffer};
 pub struct ClipId(pub u64);
 
 /// Presentation time in the stream, as a player's clock shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Pts {
     /// Nanoseconds from the start of the stream; may be negative.
     pub nanos: i64,
@@ -44,7 +44,7 @@ impl Weigh for Arc<ClipRef> {
 }
 
 /// A clip's file in memory, still encoded.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct EncodedClip {
     /// Which clip.
     pub clip: Arc<ClipRef>,

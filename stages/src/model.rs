@@ -274,10 +274,10 @@ impl Model {
     }
 
     /// blake3 of the preprocessing: the recipe, and the release of the routine that runs it.
-    pub fn preprocess_hash(&self, unspecified_matrix: kernels::picture::Matrix) -> String {
+    pub fn preprocess_hash(&self, reading: kernels::picture::Reading) -> String {
         // Raised when the same recipe gives other numbers.
-        const ROUTINE: u32 = 1;
-        let text = format!("{ROUTINE} {:?} {unspecified_matrix:?}", self.recipe());
+        const ROUTINE: u32 = 2;
+        let text = format!("{ROUTINE} {:?} {reading:?}", self.recipe());
         blake3::hash(text.as_bytes()).to_hex().to_string()
     }
 }

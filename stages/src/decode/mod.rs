@@ -5,48 +5,67 @@
 //! Finished batches cross to the worker's thread, which sends them on: GStreamer never waits on an
 //! edge, and stopping a clip cannot deadlock.
 
-mod chain;
-mod codec;
+mod choose;
 pub mod container;
-mod gif;
+mod convert;
+pub mod cores;
+mod gstreamer;
+mod libav;
 pub mod sample;
-pub mod software;
-mod source;
-pub mod surface;
+mod surface;
+mod watch;
 
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
+    sync::{Arc, Mutex},
+    time::Duration,
 };
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, bounded};
 use kernels::{
     mapped_file::MappedFile,
-    picture::Matrix,
+    picture::Reading,
     preprocess::{Preprocessor, Recipe},
 };
 
 use crate::{
-    item::{ClipEnd, ClipRef, EncodedClip, FrameBatch, FrameInfo, Pts},
+    item::{ClipEnd, EncodedClip, FrameBatch, FrameInfo, Pts},
     stage::{Closed, Emit, Reason, Rejection, Stage, StageError},
-    tensors::{TensorBuffer, TensorPool},
+    tensors::TensorPool,
 };
+use choose::Chooser;
 use container::Container;
-use sample::{PacketTimes, Sampler, Sampling};
+use convert::{Converter, Event, Finished};
+use cores::Cores;
+use sample::Sampling;
 use surface::Surface;
+use watch::{Progress, Watch, abandon};
+
+/// Which software decodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// FFmpeg's libraries; GStreamer for what they lack.
+    Auto,
+    /// FFmpeg's libraries alone.
+    Libav,
+    /// GStreamer's elements alone.
+    Gstreamer,
+}
 
 /// How the decode stage works.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// Which software decodes.
+    pub backend: Backend,
     /// Which frames of a clip.
     pub sampling: Sampling,
-    /// Threads inside each software decoder; 0 leaves it to the decoder.
+    /// Whether only the packets that the chosen frames need are decoded, where that is exact.
+    pub plan: bool,
+    /// Threads inside each software decoder; 0 gives long clips those that are free.
     pub threads: u32,
-    /// The matrix of streams that name none.
-    pub unspecified_matrix: Matrix,
+    /// What all workers share of the machine.
+    pub cores: Cores,
+    /// How pictures are read where that is a matter of choice.
+    pub reading: Reading,
     /// A decoder that delivers nothing for so long is given up.
     pub stall: Duration,
     /// Whether the good part of a damaged clip is kept.
@@ -57,44 +76,39 @@ pub struct Settings {
     pub recipe: Recipe,
 }
 
-/// Decodes clips: the seam between the stage and GStreamer, one file for each kind of decoder.
-pub trait Decoder {
-    /// Starts decoding. `sink` gets every picture in presentation order, then the end.
+/// Decodes clips: the seam between the stage and a library, one folder for each.
+trait Decoder: Send {
+    /// Starts decoding. `sink` gets the frames that `sampling` chooses, in presentation order, then the
+    /// end; if starting fails, it is dropped.
     fn start(
         &mut self,
         file: &Arc<MappedFile>,
-        keyframes_only: bool,
-        sink: Box<dyn PictureSink>,
-    ) -> Result<Box<dyn Decoding>, Reason>;
-
-    /// Starts reading the presentation times of the packets, which go to `found`; `progress` counts them.
-    fn packet_times(
-        &mut self,
-        file: &Arc<MappedFile>,
-        found: Sender<Result<PacketTimes, Reason>>,
-        progress: Arc<AtomicU64>,
+        sampling: Sampling,
+        sink: Box<dyn FrameSink>,
     ) -> Result<Box<dyn Decoding>, Reason>;
 }
 
 /// A clip being decoded; dropping it stops that. Receivers of its output go first.
-pub trait Decoding: Send {}
+trait Decoding: Send {}
 
-/// Takes pictures in the decoder's thread.
-pub trait PictureSink: Send {
-    /// The next picture; `Closed` stops the decoder.
-    fn picture(&mut self, pts: Pts, is_keyframe: bool, surface: Surface) -> Result<(), Closed>;
-    /// No more pictures, and why. Called once, last.
+/// Takes the chosen frames in the decoder's thread.
+trait FrameSink: Send {
+    /// Counts what the decoder does, so that silence is noticed.
+    fn progress(&self) -> &Progress;
+    /// The next frame; `Closed` stops the decoder.
+    fn frame(&mut self, info: FrameInfo, surface: &Surface) -> Result<(), Closed>;
+    /// No more frames, and why. Called once, last.
     fn end(&mut self, stream: StreamEnd, result: Result<(), Reason>);
 }
 
 /// What a decoder knows of a stream when it ends.
 #[derive(Clone, Debug)]
-pub struct StreamEnd {
+struct StreamEnd {
     /// Such as `h264`.
     pub codec: String,
     /// Such as `mp4`.
     pub container: String,
-    /// Such as `avdec_h264`.
+    /// Such as `libav:h264` or `gstreamer:avdec_h264`.
     pub decoder: String,
     /// Samples across of the first picture.
     pub width: u32,
@@ -102,8 +116,12 @@ pub struct StreamEnd {
     pub height: u32,
     /// By the container; 0 if it does not say.
     pub fps: f64,
+    /// When the first picture is shown.
+    pub first: Pts,
     /// When the last picture ends.
     pub end: Pts,
+    /// Pictures of the clip, whether or not they were decoded.
+    pub n_frames: u32,
 }
 
 impl Default for StreamEnd {
@@ -115,7 +133,9 @@ impl Default for StreamEnd {
             width: 0,
             height: 0,
             fps: 0.0,
+            first: Pts { nanos: 0 },
             end: Pts { nanos: 0 },
+            n_frames: 0,
         }
     }
 }
@@ -123,54 +143,55 @@ impl Default for StreamEnd {
 /// The decode stage.
 pub struct Decode {
     settings: Settings,
-    decoder: Box<dyn Decoder>,
+    /// Tried in turn, while they find that they do not support a clip.
+    decoders: Vec<Box<dyn Decoder>>,
     preprocessor: Arc<Mutex<Preprocessor>>,
     pool: TensorPool,
 }
 
 impl Decode {
-    /// With the decoder that the settings ask for.
-    pub fn open(settings: Settings) -> anyhow::Result<Self> {
-        let decoder = Box::new(software::SoftwareDecoder::new(settings.threads)?);
+    /// With the decoders that the settings ask for.
+    pub fn open(settings: Settings) -> Self {
+        let libav = || -> Box<dyn Decoder> { Box::new(libav::LibavDecoder::new(&settings)) };
+        let gstreamer = || -> Box<dyn Decoder> {
+            Box::new(gstreamer::GstreamerDecoder::new(settings.threads.max(1), settings.stall))
+        };
+        let decoders = match settings.backend {
+            Backend::Auto => vec![libav(), gstreamer()],
+            Backend::Libav => vec![libav()],
+            Backend::Gstreamer => vec![gstreamer()],
+        };
         let preprocessor = Arc::new(Mutex::new(Preprocessor::new(settings.recipe.clone())));
         let pool = TensorPool::new(settings.batch_frames * settings.recipe.tensor_len());
-        Ok(Self { settings, decoder, preprocessor, pool })
+        Self { settings, decoders, preprocessor, pool }
     }
 
-    fn packet_times(&mut self, file: &Arc<MappedFile>) -> Result<PacketTimes, Reason> {
-        let (found, times) = bounded(1);
-        let mut watch = Watch::new(self.settings.stall);
-        let reading = self.decoder.packet_times(file, found, watch.progress.clone())?;
-        watch.recv(&times).unwrap_or_else(|silence| {
-            abandon(reading);
-            Err(silence)
-        })
-    }
-
+    /// Decodes with the first decoder that supports the clip.
     fn decode(&mut self, item: &EncodedClip, out: &mut dyn Emit<FrameBatch>) -> Result<Finished, Stopped> {
-        let sampling = self.settings.sampling;
-        let packets =
-            if sampling.needs_packets() { self.packet_times(&item.file)? } else { PacketTimes::default() };
-        let (events, received) = bounded(2);
-        let watch = Watch::new(self.settings.stall);
-        let converter = Converter {
-            clip: item.clip.clone(),
-            sampler: Sampler::new(sampling, packets),
-            preprocessor: self.preprocessor.clone(),
-            settings: self.settings.clone(),
-            pool: self.pool.clone(),
-            frames: Vec::new(),
-            tensors: None,
-            n_sampled: 0,
-            lost: None,
-            first: None,
-            events,
-            progress: watch.progress.clone(),
-        };
-        let decoding =
-            self.decoder.start(&item.file, sampling == Sampling::Keyframes, Box::new(converter))?;
-        let running = Running { events: received, decoding: Some(decoding) };
-        running.forward(out, watch)
+        let mut unsupported = None;
+        for decoder in &mut self.decoders {
+            let (events, received) = bounded(2);
+            let watch = Watch::new(self.settings.stall);
+            let converter = Converter::new(
+                item.clip.clone(),
+                self.preprocessor.clone(),
+                &self.settings,
+                self.pool.clone(),
+                events,
+                watch.progress(),
+            );
+            let started = decoder.start(&item.file, self.settings.sampling, Box::new(converter));
+            let finished = started.map_err(Stopped::Reject).and_then(|decoding| {
+                Running { events: received, decoding: Some(decoding) }.forward(out, watch)
+            });
+            let refused = match &finished {
+                Ok(Finished { n_sampled: 0, result: Err(reason @ Reason::Unsupported(_)), .. }) => reason,
+                Err(Stopped::Reject(reason @ Reason::Unsupported(_))) => reason,
+                _ => return finished,
+            };
+            unsupported.get_or_insert_with(|| refused.clone());
+        }
+        Err(Stopped::Reject(unsupported.unwrap_or_else(|| Reason::Unsupported("no decoder".into()))))
     }
 
     /// What is wrong with a clip that ended with frames, if anything.
@@ -194,7 +215,7 @@ impl Decode {
             Some((_, reason)) if !self.settings.keep_damaged || finished.n_sampled == 0 => Err(reason),
             Some((detail, _)) => Ok(Some(detail)),
             None if finished.n_sampled == 0 => {
-                Err(Reason::Empty(format!("the sampling rule chose none of {} frames", finished.n_frames)))
+                Err(Reason::Empty(format!("the sampling rule chose none of {} frames", stream.n_frames)))
             }
             None => Ok(None),
         }
@@ -214,12 +235,12 @@ impl Stage for Decode {
             Err(Stopped::Reject(reason)) => return Err(reject(reason).into()),
         };
         let damage = self.damage(&finished, item.file.bytes()).map_err(reject)?;
-        let Finished { stream, first, n_frames, n_sampled, frames, tensors, .. } = finished;
+        let Finished { stream, n_sampled, frames, tensors, .. } = finished;
         tracing::debug!(
             clip = clip.path,
             codec = stream.codec,
             container = stream.container,
-            n_frames,
+            n_frames = stream.n_frames,
             n_sampled,
             damage,
             "decoded"
@@ -231,8 +252,8 @@ impl Stage for Decode {
             width: stream.width,
             height: stream.height,
             fps: stream.fps,
-            duration_ns: stream.end.nanos - first.map_or(0, |f| f.nanos),
-            n_frames,
+            duration_ns: stream.end.nanos.saturating_sub(stream.first.nanos),
+            n_frames: stream.n_frames,
             n_sampled,
             decoder: stream.decoder,
             damage,
@@ -245,23 +266,6 @@ impl Stage for Decode {
 struct Running {
     events: Receiver<Event>,
     decoding: Option<Box<dyn Decoding>>,
-}
-
-enum Event {
-    Batch(FrameBatch),
-    End(Box<Finished>),
-}
-
-/// What the converter leaves at the end of a clip.
-struct Finished {
-    stream: StreamEnd,
-    result: Result<(), Reason>,
-    first: Option<Pts>,
-    n_frames: u32,
-    n_sampled: u32,
-    lost: Option<(u32, String)>,
-    frames: Vec<FrameInfo>,
-    tensors: TensorBuffer,
 }
 
 /// Why a clip has no end of its own.
@@ -295,134 +299,10 @@ impl Running {
     }
 }
 
-/// Leaves a hung decoder to a thread of its own: stopping it may hang as well.
-fn abandon(decoding: Box<dyn Decoding>) {
-    std::thread::spawn(move || drop(decoding));
-}
-
-/// Waits for a decoder, as long as it makes progress.
-struct Watch {
-    /// What the decoder has delivered, wanted or not.
-    progress: Arc<AtomicU64>,
-    stall: Duration,
-    n_seen: u64,
-    since: Instant,
-}
-
-impl Watch {
-    fn new(stall: Duration) -> Self {
-        Self { progress: Arc::default(), stall, n_seen: 0, since: Instant::now() }
-    }
-
-    /// The next message; or, after a silence, what it means.
-    fn recv<T>(&mut self, from: &Receiver<T>) -> Result<T, Reason> {
-        const LOOK_EVERY: Duration = Duration::from_millis(200);
-        // Time that we spent elsewhere is not the decoder's.
-        self.since = Instant::now();
-        loop {
-            match from.recv_timeout(LOOK_EVERY.min(self.stall)) {
-                Ok(message) => return Ok(message),
-                Err(RecvTimeoutError::Disconnected) => {
-                    let detail = "the decoder stopped without a word".into();
-                    return Err(Reason::Corrupt { last_good: None, detail });
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    let n = self.progress.load(Ordering::Relaxed);
-                    if n != self.n_seen {
-                        (self.n_seen, self.since) = (n, Instant::now());
-                    } else if self.since.elapsed() >= self.stall {
-                        let silent_s = self.stall.as_secs_f64();
-                        return Err(Reason::TimedOut(format!(
-                            "silent for {silent_s:.1} s, after {n} frames"
-                        )));
-                    }
-                }
-            }
-        }
-    }
-}
-
 impl Drop for Running {
     fn drop(&mut self) {
         // The decoder may be blocked sending to us. Let go before stopping it.
         self.events = crossbeam_channel::never();
         self.decoding = None;
-    }
-}
-
-/// Chooses and converts pictures in the decoder's thread.
-struct Converter {
-    clip: Arc<ClipRef>,
-    sampler: Sampler<Surface>,
-    preprocessor: Arc<Mutex<Preprocessor>>,
-    settings: Settings,
-    pool: TensorPool,
-    /// The batch being filled, and its tensors.
-    frames: Vec<FrameInfo>,
-    tensors: Option<TensorBuffer>,
-    n_sampled: u32,
-    /// Chosen pictures that could not be converted, and what was wrong with the first.
-    lost: Option<(u32, String)>,
-    first: Option<Pts>,
-    events: Sender<Event>,
-    progress: Arc<AtomicU64>,
-}
-
-impl Converter {
-    /// Converts a chosen picture into the batch. One that cannot be read is as good as not decoded.
-    fn convert(&mut self, info: FrameInfo, surface: &Surface) -> Result<(), Closed> {
-        let len = self.settings.recipe.tensor_len();
-        let at = self.frames.len() * len;
-        let tensors = self.tensors.get_or_insert_with(|| self.pool.take());
-        let mut preprocessor = self.preprocessor.lock().unwrap_or_else(PoisonError::into_inner);
-        let converted = surface.with_picture(self.settings.unspecified_matrix, |picture| {
-            preprocessor.run(picture, &mut tensors[at..at + len]).map_err(|e| e.to_string())
-        });
-        drop(preprocessor);
-        if let Err(detail) | Ok(Err(detail)) = converted {
-            tracing::debug!(clip = self.clip.path, pts = %info.pts, detail, "a picture cannot be converted");
-            self.lost.get_or_insert((0, detail)).0 += 1;
-            return Ok(());
-        }
-        self.frames.push(info);
-        self.n_sampled += 1;
-        if self.frames.len() == self.settings.batch_frames {
-            let frames = std::mem::take(&mut self.frames);
-            let tensors = self.tensors.take().unwrap_or_default();
-            let batch = FrameBatch { clip: self.clip.clone(), frames, tensors, end: None };
-            self.events.send(Event::Batch(batch)).map_err(|_| Closed)?;
-        }
-        Ok(())
-    }
-}
-
-impl PictureSink for Converter {
-    fn picture(&mut self, pts: Pts, is_keyframe: bool, surface: Surface) -> Result<(), Closed> {
-        self.progress.fetch_add(1, Ordering::Relaxed);
-        self.first.get_or_insert(pts);
-        match self.sampler.push(pts, is_keyframe, surface) {
-            Some((info, surface)) => self.convert(info, &surface),
-            None => Ok(()),
-        }
-    }
-
-    fn end(&mut self, mut stream: StreamEnd, result: Result<(), Reason>) {
-        // Where packets were dropped unseen, the stream ends with the last of them.
-        stream.end = stream.end.max(self.sampler.packets_end());
-        if let Some((info, surface)) = self.sampler.finish(stream.end) {
-            // The worker hears of a closed channel by itself.
-            let _ = self.convert(info, &surface);
-        }
-        let finished = Finished {
-            stream,
-            result,
-            first: self.first,
-            n_frames: self.sampler.n_seen(),
-            n_sampled: self.n_sampled,
-            lost: self.lost.take(),
-            frames: std::mem::take(&mut self.frames),
-            tensors: self.tensors.take().unwrap_or_default(),
-        };
-        let _ = self.events.send(Event::End(Box::new(finished)));
     }
 }

@@ -1,66 +1,82 @@
-//! Decoding on the CPU, by GStreamer's elements.
+//! Decoding on the CPU by GStreamer's elements: the second opinion, and the codecs that FFmpeg lacks.
 
-use std::{
-    collections::VecDeque,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+mod chain;
+mod codec;
+pub(super) mod sample;
+mod source;
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use crossbeam_channel::bounded;
 
 use gstreamer as gst;
 use kernels::{mapped_file::MappedFile, picture::Orientation};
 
 use super::{
-    Decoder, Decoding, PictureSink, StreamEnd,
-    chain::{Chain, Deliver, Listener},
+    Chooser, Decoder, Decoding, FrameSink, StreamEnd,
     container::Container,
-    gif,
-    sample::PacketTimes,
+    sample::{PacketTimes, Sampling},
     surface::Surface,
+    watch::{Progress, Watch, abandon},
 };
 use crate::{
     item::Pts,
     stage::{Closed, Reason},
 };
+use chain::{Chain, Deliver, Listener};
+use sample::SampleSurface;
 
 /// Frames of a stream that does not say how long one lasts.
 const USUAL_FRAME_NS: i64 = 40_000_000;
 
 /// GStreamer's software decoders.
-pub struct SoftwareDecoder {
+pub(super) struct GstreamerDecoder {
     threads: u32,
+    stall: Duration,
 }
 
-impl SoftwareDecoder {
-    /// With so many threads inside each decoder; 0 leaves it to the decoder.
-    pub fn new(threads: u32) -> anyhow::Result<Self> {
-        gst::init()?;
-        Ok(Self { threads })
+impl GstreamerDecoder {
+    /// With so many threads inside each decoder; a pass over packets is given up after `stall`.
+    pub(super) fn new(threads: u32, stall: Duration) -> Self {
+        Self { threads, stall }
+    }
+
+    fn packet_times(&self, file: &Arc<MappedFile>, container: Container) -> Result<PacketTimes, Reason> {
+        let (found, times) = bounded(1);
+        let mut watch = Watch::new(self.stall);
+        let packets = Packets { pts: Vec::new(), end: None, found, progress: watch.progress() };
+        let reading = Box::new(Chain::start(file, container, Deliver::Packets, packets)?);
+        watch.recv(&times).unwrap_or_else(|silence| {
+            abandon(reading);
+            Err(silence)
+        })
     }
 }
 
 impl Decoding for Chain {}
 
-/// What was done at once.
-struct Nothing;
-
-impl Decoding for Nothing {}
-
-impl Decoder for SoftwareDecoder {
+impl Decoder for GstreamerDecoder {
     fn start(
         &mut self,
         file: &Arc<MappedFile>,
-        keyframes_only: bool,
-        sink: Box<dyn PictureSink>,
+        sampling: Sampling,
+        sink: Box<dyn FrameSink>,
     ) -> Result<Box<dyn Decoding>, Reason> {
+        // Late: most runs never need it, and the first time loads all plugins.
+        gst::init().map_err(|e| Reason::Unsupported(format!("GStreamer does not start: {e}")))?;
         let container = Container::of(file.bytes());
         if container == Container::Gif {
-            return gif::start(file, keyframes_only, sink);
+            // libav's demuxer inside GStreamer 1.22 never tells the end of most of them.
+            return Err(Reason::Unsupported("GStreamer does not decode GIF reliably".into()));
         }
+        let times = if sampling.needs_packets() {
+            self.packet_times(file, container)?
+        } else {
+            PacketTimes::default()
+        };
         let pictures = Pictures {
-            sink,
-            keyframes_only,
+            chooser: Chooser::new(sampling, times, sink),
+            keyframes_only: sampling == Sampling::Keyframes,
             orientation: Orientation::default(),
             mark: gst::Caps::new_empty_simple("timestamp/x-clipmill-keyframe"),
             avi_times: (container == Container::Avi).then(VecDeque::new),
@@ -71,22 +87,6 @@ impl Decoder for SoftwareDecoder {
         };
         let deliver = Deliver::Pictures { threads: self.threads };
         Ok(Box::new(Chain::start(file, container, deliver, pictures)?))
-    }
-
-    fn packet_times(
-        &mut self,
-        file: &Arc<MappedFile>,
-        found: crossbeam_channel::Sender<Result<PacketTimes, Reason>>,
-        progress: Arc<AtomicU64>,
-    ) -> Result<Box<dyn Decoding>, Reason> {
-        let container = Container::of(file.bytes());
-        if container == Container::Gif {
-            // The receiver is the caller of this function, and there.
-            let _ = found.send(gif::packet_times(file));
-            return Ok(Box::new(Nothing));
-        }
-        let packets = Packets { pts: Vec::new(), end: None, found, progress };
-        Ok(Box::new(Chain::start(file, container, Deliver::Packets, packets)?))
     }
 }
 
@@ -108,7 +108,7 @@ fn stream_time(sample: &gst::Sample) -> (Option<Pts>, Option<i64>) {
 
 /// Listens for pictures and hands them on with their times.
 struct Pictures {
-    sink: Box<dyn PictureSink>,
+    chooser: Chooser,
     keyframes_only: bool,
     orientation: Orientation,
     /// What marks keyframe packets. Decoders hand the mark on to the picture.
@@ -184,8 +184,8 @@ impl Listener for Pictures {
         }
         let pts = self.settle(pts);
         self.end.end = Pts { nanos: pts.nanos.saturating_add(lasts.unwrap_or(self.frame_ns)) };
-        let surface = Surface::new(sample, self.orientation);
-        self.sink.picture(pts, is_keyframe, surface)
+        let surface = Surface::gstreamer(SampleSurface::new(sample), self.orientation);
+        self.chooser.picture(pts, is_keyframe, surface)
     }
 
     fn end(&mut self, end: Result<(), Reason>) {
@@ -200,7 +200,7 @@ impl Listener for Pictures {
             Ok(_) if self.last.is_none() => Err(Reason::Empty("the video stream has no frames".into())),
             Ok(()) => Ok(()),
         };
-        self.sink.end(stream, result);
+        self.chooser.end(stream, result);
     }
 }
 
@@ -209,7 +209,7 @@ struct Packets {
     pts: Vec<Pts>,
     end: Option<Pts>,
     found: crossbeam_channel::Sender<Result<PacketTimes, Reason>>,
-    progress: Arc<AtomicU64>,
+    progress: Progress,
 }
 
 impl Listener for Packets {
@@ -222,7 +222,7 @@ impl Listener for Packets {
     fn orientation(&mut self, _: Orientation) {}
 
     fn sample(&mut self, sample: gst::Sample) -> Result<(), Closed> {
-        self.progress.fetch_add(1, Ordering::Relaxed);
+        self.progress.step();
         if let (Some(pts), lasts) = stream_time(&sample) {
             self.pts.push(pts);
             let end = lasts.map(|ns| Pts { nanos: pts.nanos.saturating_add(ns) });

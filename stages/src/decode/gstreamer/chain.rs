@@ -11,8 +11,11 @@ use gstreamer as gst;
 use gstreamer_app as gst_app;
 use kernels::{mapped_file::MappedFile, picture::Orientation};
 
-use super::{codec::Codec, container::Container, source::mapped_source};
-use crate::stage::{Closed, Reason};
+use super::{codec::Codec, source::mapped_source};
+use crate::{
+    decode::container::Container,
+    stage::{Closed, Reason},
+};
 
 /// Hears what happens in a chain. Called from GStreamer's threads, one call at a time.
 pub(super) trait Listener: Send {

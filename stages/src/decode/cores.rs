@@ -1,0 +1,86 @@
+//! What the decoders of a run share of the machine.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering},
+};
+
+/// Counts the cores that no decoder uses. Clones share the count.
+///
+/// A clip always gets one thread, and a long one further threads while cores are free: at the end of a
+/// run, say, when the other workers have nothing left.
+#[derive(Clone, Debug)]
+pub struct Cores {
+    free: Arc<AtomicI64>,
+}
+
+/// Cores in use by one clip, until dropped.
+#[derive(Debug)]
+pub(super) struct Taken {
+    free: Arc<AtomicI64>,
+    n: i64,
+}
+
+/// Samples that one thread decodes in about as long as threads take to pay: a second of 1080p.
+const WORTH_A_THREAD: u64 = 50_000_000;
+/// More threads in one decoder wait for one another.
+const MOST_THREADS: u64 = 16;
+
+impl Cores {
+    /// So many, all free.
+    pub fn new(n: usize) -> Self {
+        Self { free: Arc::new(AtomicI64::new(n as i64)) }
+    }
+
+    /// For a clip of which so many samples will be decoded: at least one core, more if it is long and
+    /// they are free.
+    pub(super) fn take(&self, n_samples: u64) -> Taken {
+        let wanted = (n_samples / WORTH_A_THREAD).clamp(1, MOST_THREADS) as i64;
+        let before = self.free.fetch_sub(1, Ordering::Relaxed);
+        let mut taken = Taken { free: self.free.clone(), n: 1 };
+        let mut free = before - 1;
+        while wanted > 1 && free > 0 {
+            let more = free.min(wanted - 1);
+            match self.free.compare_exchange(free, free - more, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => {
+                    taken.n += more;
+                    break;
+                }
+                Err(now) => free = now,
+            }
+        }
+        taken
+    }
+}
+
+impl Taken {
+    pub(super) fn threads(&self) -> u32 {
+        self.n as u32
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.free.fetch_add(self.n, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_clips_take_what_is_free() {
+        let cores = Cores::new(4);
+        let short = cores.take(320 * 240 * 200);
+        assert_eq!(short.threads(), 1);
+        let long = cores.take(1920 * 1080 * 3600);
+        assert_eq!(long.threads(), 3);
+        // More workers than cores: each clip still gets its thread.
+        let another = cores.take(u64::MAX);
+        assert_eq!(another.threads(), 1);
+        drop((short, long, another));
+        assert_eq!(cores.take(1920 * 1080 * 75).threads(), 3);
+        assert_eq!(cores.free.load(Ordering::Relaxed), 4);
+    }
+}

@@ -1,0 +1,392 @@
+//! One clip from its file to the chosen frames.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use kernels::{
+    ffi::libav::{Answer, Decoder, Error, Frame, Stream},
+    mapped_file::MappedFile,
+};
+
+use super::{
+    packets::Packets,
+    plan::{Plan, Segment},
+    survey::Survey,
+    timeline::{Span, Timeline},
+};
+use crate::{
+    decode::{
+        FrameSink, StreamEnd,
+        choose::Chooser,
+        container::Container,
+        cores::{Cores, Taken},
+        sample::{PacketTimes, Sampling},
+        surface::Surface,
+    },
+    item::Pts,
+    stage::{Closed, Reason},
+};
+
+/// What to decode, and how.
+pub(super) struct Job {
+    pub(super) file: Arc<MappedFile>,
+    pub(super) sampling: Sampling,
+    pub(super) plan: bool,
+    /// 0 leaves it to `cores`.
+    pub(super) threads: u32,
+    pub(super) cores: Cores,
+    pub(super) stop: Arc<AtomicBool>,
+    pub(super) sink: Box<dyn FrameSink>,
+}
+
+/// Why a plan was left.
+enum Left {
+    /// Nobody takes frames any more.
+    Closed,
+    /// The stream is not what its packets promised: all of it must be decoded.
+    Surprised,
+}
+
+impl From<Closed> for Left {
+    fn from(_: Closed) -> Self {
+        Left::Closed
+    }
+}
+
+impl From<Error> for Left {
+    fn from(error: Error) -> Self {
+        tracing::debug!(%error, "a plan was left");
+        Left::Surprised
+    }
+}
+
+/// Decodes; the sink hears the end, whatever it is.
+pub(super) fn decode(job: Job) {
+    let Job { file, sampling, plan, threads, cores, stop, mut sink } = job;
+    let container = Container::of(file.bytes());
+    let mut end = StreamEnd { container: container.name().into(), ..StreamEnd::default() };
+    let mut packets = match Packets::open(&file, &stop) {
+        Ok(packets) => packets,
+        Err(error) => return sink.end(end, Err(reason(error, None))),
+    };
+    let stream = packets.stream();
+    describe(&mut end, container, &stream);
+    let mut timeline = Timeline::new(&stream);
+    // H.264 in Matroska does not say how far its pictures are reordered; the packets' times do.
+    let must_survey = sampling.needs_packets()
+        || (stream.codec == "h264" && container == Container::Matroska)
+        || (plan && sampling != Sampling::All && timeline.codec().is_some());
+    let mut survey = None;
+    if must_survey {
+        match Survey::of(&mut packets, &mut timeline, || sink.progress().step()) {
+            Ok(found) => survey = Some(found),
+            Err(error) => return sink.end(end, Err(reason(error, None))),
+        }
+    }
+    let reorder = survey.as_ref().filter(|s| !s.is_counted).map(|s| s.reorder);
+    let opened = |packets: &Packets, n_frames: u64| -> Result<(Decoder, Taken), Error> {
+        let n_samples = n_frames * u64::from(stream.size.0) * u64::from(stream.size.1);
+        let taken = cores.take(n_samples);
+        let threads = if threads == 0 { taken.threads() } else { threads };
+        Ok((Decoder::open(packets.input(), threads, reorder)?, taken))
+    };
+    let mut last_planned = None;
+    let planned = survey.as_ref().filter(|_| plan && sampling != Sampling::All);
+    if let Some((survey, plan)) = planned.and_then(|s| Some((s, Plan::new(sampling, s)?))) {
+        let result = opened(&packets, plan.n_packets()).map_err(Left::from).and_then(|(decoder, _taken)| {
+            end.decoder = format!("libav:{}", decoder.name());
+            let mut planned =
+                Planned { packets: &mut packets, decoder, survey, plan: &plan, stream: &stream };
+            planned.run(sink.as_mut(), &mut end, &mut last_planned)
+        });
+        match result {
+            Ok(()) => {
+                end.n_frames = survey.times.pts.len() as u32;
+                end.first = survey.times.pts.first().copied().unwrap_or_default();
+                end.end = Pts { nanos: survey.end }.max(survey.times.end.unwrap_or_default());
+                return sink.end(end, Ok(()));
+            }
+            Err(Left::Closed) => return,
+            Err(Left::Surprised) => tracing::debug!("a plan did not hold, so the clip is decoded whole"),
+        }
+    }
+    let times = survey.map_or_else(PacketTimes::default, |s| s.times);
+    let n_frames = match (times.pts.len() as u64, stream.n_frames) {
+        (0, 0) => (stream.duration_ns as f64 / 1e9 * stream.fps) as u64,
+        (0, stated) => stated,
+        (surveyed, _) => surveyed,
+    };
+    match opened(&packets, n_frames) {
+        Err(error) => sink.end(end, Err(reason(error, None))),
+        Ok((decoder, _taken)) => {
+            end.decoder = format!("libav:{}", decoder.name());
+            let timeline = Timeline::new(&stream);
+            let chooser = Chooser::new(sampling, times, sink).after(last_planned);
+            let whole = Whole {
+                packets,
+                decoder,
+                timeline,
+                stream,
+                chooser,
+                end,
+                recent: VecDeque::new(),
+                n_packets: 0,
+                in_line: VecDeque::new(),
+                last: None,
+                n_faults: 0,
+                fault: None,
+            };
+            whole.run();
+        }
+    }
+}
+
+fn describe(end: &mut StreamEnd, container: Container, stream: &Stream) {
+    end.codec = stream.codec.into();
+    if container == Container::Other {
+        end.container = stream.container.split(',').next().unwrap_or("other").into();
+    }
+    end.fps = stream.fps;
+}
+
+/// FFmpeg's error in our terms.
+fn reason(error: Error, last_good: Option<Pts>) -> Reason {
+    match error {
+        Error::Missing(_) | Error::NotSupported(_) => Reason::Unsupported(error.to_string()),
+        _ => Reason::Corrupt { last_good, detail: error.to_string() },
+    }
+}
+
+/// Decoding by a plan.
+struct Planned<'a> {
+    packets: &'a mut Packets,
+    decoder: Decoder,
+    survey: &'a Survey,
+    plan: &'a Plan,
+    stream: &'a Stream,
+}
+
+impl Planned<'_> {
+    fn run(
+        &mut self,
+        sink: &mut dyn FrameSink,
+        end: &mut StreamEnd,
+        last: &mut Option<Pts>,
+    ) -> Result<(), Left> {
+        for segment in &self.plan.segments {
+            let mut out = Outputs { left: segment.chosen.clone(), rank: segment.first_rank };
+            self.segment(segment, &mut out, sink, end, last)?;
+            if !out.left.is_empty() {
+                return Err(Left::Surprised);
+            }
+            self.decoder.flush();
+        }
+        Ok(())
+    }
+
+    fn segment(
+        &mut self,
+        segment: &Segment,
+        out: &mut Outputs,
+        sink: &mut dyn FrameSink,
+        end: &mut StreamEnd,
+        last: &mut Option<Pts>,
+    ) -> Result<(), Left> {
+        // Whether decoders leave pictures out is known for each packet only where each is a picture.
+        let can_skip = !self.survey.is_counted && !matches!(self.stream.codec, "av1" | "vp9");
+        for number in segment.packets.clone() {
+            let packet = self.packets.get(number)?.ok_or(Left::Surprised)?;
+            sink.progress().step();
+            // Shown before the keyframe, so made of pictures that were not decoded; nothing else is made
+            // of them.
+            let time = packet.pts_ns.map(|ns| ns.saturating_sub(self.stream.start_ns));
+            if !self.survey.is_counted && number > segment.packets.start && time < Some(segment.starts) {
+                continue;
+            }
+            let is_chosen = self.plan.chosen[out.left.clone()].iter().any(|c| c.packet == number);
+            while self.decoder.send(packet, number, can_skip && !is_chosen)? == Answer::Again {
+                self.receive(out, sink, end, last)?;
+                return Err(Left::Surprised);
+            }
+            self.receive(out, sink, end, last)?;
+        }
+        self.decoder.drain()?;
+        self.receive(out, sink, end, last)
+    }
+
+    fn receive(
+        &mut self,
+        out: &mut Outputs,
+        sink: &mut dyn FrameSink,
+        end: &mut StreamEnd,
+        last: &mut Option<Pts>,
+    ) -> Result<(), Left> {
+        while let Ok(frame) = self.decoder.receive()? {
+            let Some(wanted) = out.left.clone().next().map(|i| self.plan.chosen[i]) else { continue };
+            let rank = out.rank;
+            out.rank += 1;
+            let is_wanted = if self.survey.is_counted {
+                rank == wanted.info.frame_index
+            } else {
+                frame.ordinal() == Some(wanted.packet)
+            };
+            if is_wanted {
+                out.left.start += 1;
+                first_size(end, &frame);
+                let surface = Surface::libav(frame, self.stream.orientation, self.stream.sample_aspect);
+                sink.frame(wanted.info, &surface)?;
+                *last = Some(wanted.info.pts);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is still to come of a segment.
+struct Outputs {
+    /// Of [`Plan::chosen`].
+    left: std::ops::Range<usize>,
+    /// Of the next picture, where pictures are counted.
+    rank: u32,
+}
+
+fn first_size(end: &mut StreamEnd, frame: &Frame) {
+    if end.width == 0 {
+        (end.width, end.height) = frame.size();
+    }
+}
+
+/// Decoding of every picture.
+struct Whole {
+    packets: Packets,
+    decoder: Decoder,
+    timeline: Timeline,
+    stream: Stream,
+    chooser: Chooser,
+    end: StreamEnd,
+    /// Times of the last packets sent and whether they are keyframes; the last is `n_packets - 1`.
+    recent: VecDeque<(Option<Span>, bool)>,
+    n_packets: u32,
+    /// Times that the next pictures take, where pictures are counted.
+    in_line: VecDeque<Span>,
+    last: Option<Span>,
+    n_faults: u32,
+    fault: Option<Error>,
+}
+
+/// Packets whose picture may still come; decoders hold back a few dozen.
+const RECENT: usize = 256;
+
+impl Whole {
+    fn run(mut self) {
+        let result = match self.all() {
+            // Whoever closed hears nothing any more.
+            Err(Closed) => return,
+            Ok(()) => self.verdict(),
+        };
+        if let Some(last) = self.last {
+            self.end.end = Pts { nanos: last.end() };
+        }
+        self.chooser.end(self.end, result);
+    }
+
+    fn verdict(&mut self) -> Result<(), Reason> {
+        let last_good = self.last.map(|s| Pts { nanos: s.start });
+        match (self.fault.take(), last_good) {
+            (Some(fault), Some(_)) => {
+                let times =
+                    if self.n_faults > 1 { format!(" ({} faults)", self.n_faults) } else { String::new() };
+                Err(Reason::Corrupt { last_good, detail: format!("{fault}{times}") })
+            }
+            (Some(fault), None) => Err(reason(fault, None)),
+            (None, Some(_)) => Ok(()),
+            (None, None) if self.n_packets > 0 => {
+                let detail = format!("none of {} packets could be decoded", self.n_packets);
+                Err(Reason::Corrupt { last_good: None, detail })
+            }
+            (None, None) => Err(Reason::Empty("the video stream has no frames".into())),
+        }
+    }
+
+    fn fault(&mut self, error: Error) {
+        self.n_faults += 1;
+        self.fault.get_or_insert(error);
+    }
+
+    fn all(&mut self) -> Result<(), Closed> {
+        loop {
+            let number = self.n_packets;
+            match self.packets.get(number) {
+                Ok(None) => break,
+                Err(error) => {
+                    self.fault(error);
+                    break;
+                }
+                Ok(Some(packet)) => {
+                    let told = self.timeline.packet(packet);
+                    self.recent.push_back((told.span, packet.is_key));
+                    if self.timeline.is_counted() {
+                        self.in_line.extend(told.span);
+                    }
+                    if let Err(error) = self.decoder.send(packet, number, false) {
+                        self.fault(error);
+                    }
+                }
+            }
+            self.chooser.progress();
+            self.n_packets += 1;
+            if self.recent.len() > RECENT {
+                self.recent.pop_front();
+            }
+            self.receive()?;
+        }
+        if let Err(error) = self.decoder.drain() {
+            self.fault(error);
+        }
+        self.receive()
+    }
+
+    fn receive(&mut self) -> Result<(), Closed> {
+        loop {
+            match self.decoder.receive() {
+                Ok(Ok(frame)) => self.picture(frame)?,
+                Ok(Err(_)) => return Ok(()),
+                // The next packet may do.
+                Err(error) => {
+                    self.fault(error);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn picture(&mut self, frame: Frame) -> Result<(), Closed> {
+        first_size(&mut self.end, &frame);
+        let from = frame.ordinal().and_then(|ordinal| {
+            let back = self.n_packets.max(1).saturating_sub(ordinal.min(self.n_packets)) as usize;
+            let newest = self.recent.len();
+            // While a packet is sent it is not counted yet.
+            let behind = if self.n_packets == ordinal { 1 } else { back };
+            newest.checked_sub(behind).and_then(|i| self.recent.get(i))
+        });
+        let (span, is_key) = from.copied().unwrap_or((None, false));
+        let span = if self.timeline.is_counted() { self.in_line.pop_front() } else { span };
+        let span = self.settle(span);
+        self.last = Some(span);
+        let surface = Surface::libav(frame, self.stream.orientation, self.stream.sample_aspect);
+        self.chooser.picture(Pts { nanos: span.start }, is_key, surface)
+    }
+
+    /// A time for every picture, never going back: a missing one follows its predecessor.
+    fn settle(&self, span: Option<Span>) -> Span {
+        let lasts = self.timeline.frame_ns();
+        match (span, self.last) {
+            (Some(span), Some(last)) => Span { start: span.start.max(last.start), ..span },
+            (Some(span), None) => span,
+            (None, Some(last)) => Span { start: last.start.saturating_add(lasts), lasts },
+            (None, None) => Span { start: 0, lasts },
+        }
+    }
+}
