@@ -1,12 +1,17 @@
 """Runs ours and its peers in turn and prints the ratios.
 
     compare.py job CONFIG CLIPS_DIR MODEL_DIR --clipmill PATH [--resize pillow opencv] [--rounds 5]
+    compare.py decode CLIPS_DIR --mode MODE --peers NAME... [--passes N] [--ours CMD...]
     compare.py preprocess FRAMES.i420 WIDTH HEIGHT [--size N] [--resize-to N] [--reps N] --ours CMD...
 
 `job` measures clips a CPU second of `clipmill run` and of pipeline.py, each a fresh process with a
 fresh output folder; CPU time is the kernel's account of the child, start-up included. For the peer
 it is also given without imports and loading the model, which ours is never forgiven: the
 `after load` ratio is the one least in our favour.
+
+`decode` measures clips a CPU second of decoding alone, on one thread, each a fresh process that does
+not count its start: decode.py for a peer, and CMD with `--clips CLIPS_DIR --mode MODE --passes N`
+added, which must print the same JSON line last. decode.py says what the modes are.
 
 `preprocess` runs CMD, which must print {"us_per_image": x} last, in turn with preprocess.py.
 
@@ -26,6 +31,8 @@ import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
+
+from decode import MODES, PEERS
 
 HERE = Path(__file__).parent
 #: 0: all indexed; 3: finished with rejects.
@@ -107,6 +114,37 @@ def job_figures(runs: Round) -> dict[str, float]:
     return figures
 
 
+def decode_round(args: argparse.Namespace) -> Round:
+    """One process of each, changing places from round to round."""
+    what = ["--clips", str(args.clips_dir), "--mode", args.mode, "--passes", str(args.passes)]
+    commands = {"ours": [*args.ours, *what]} if args.ours else {}
+    for peer in args.peers:
+        commands[peer] = [sys.executable, str(HERE / "decode.py"), *what, "--peer", peer]
+    runs: Round = {}
+    for name in reversed(commands) if args.round % 2 else commands:
+        line = json.loads(run_child(commands[name], {0})[0].strip().splitlines()[-1])
+        if line["mode"] != args.mode or line["clips"] == 0:
+            raise SystemExit(f"{name}: decoded {line['clips']} clips in mode {line['mode']}, asked for {args.mode}")
+        runs[name] = {key: line[key] for key in ("clips", "frames", "cpu_s")}
+    first = next(iter(commands))
+    for name, run in runs.items():
+        for key in ("clips", "frames"):
+            if run[key] != runs[first][key]:
+                print(f"warning: {first} has {runs[first][key]} {key}, {name} {run[key]}: not the same job",
+                      file=sys.stderr)
+    return runs
+
+
+def decode_figures(runs: Round) -> dict[str, float]:
+    """Clips a CPU second, milliseconds a clip, and ours over each peer's."""
+    figures = {f"{name}, clips / cpu_s": run["clips"] / run["cpu_s"] for name, run in sorted(runs.items())}
+    figures |= {f"{name}, cpu ms / clip": 1e3 * run["cpu_s"] / run["clips"] for name, run in sorted(runs.items())}
+    if "ours" in runs:
+        ours = figures["ours, clips / cpu_s"]
+        figures |= {f"ours/{name}": ours / figures[f"{name}, clips / cpu_s"] for name in runs if name != "ours"}
+    return figures
+
+
 def preprocess_round(args: argparse.Namespace) -> Round:
     command = [sys.executable, str(HERE / "preprocess.py"), str(args.frames), str(args.width),
                str(args.height), "--size", str(args.size), "--resize-to", str(args.resize_to),
@@ -154,6 +192,11 @@ def parse_args() -> argparse.Namespace:
     job.add_argument("--decoders", type=int, default=2, help="the peer's")
     job.add_argument("--threads", type=int, default=2, help="the peer's")
     job.add_argument("--batch", type=int, default=8, help="the peer's")
+    decode = commands.add_parser("decode", help="clips to a model's tensors, on one thread")
+    decode.add_argument("clips_dir", type=Path)
+    decode.add_argument("--mode", choices=MODES, required=True)
+    decode.add_argument("--peers", nargs="+", choices=PEERS, required=True)
+    decode.add_argument("--passes", type=int, default=1, help="times over all clips in each process")
     pre = commands.add_parser("preprocess", help="frame to tensor, on one thread")
     pre.add_argument("frames", type=Path)
     pre.add_argument("width", type=int)
@@ -161,18 +204,37 @@ def parse_args() -> argparse.Namespace:
     pre.add_argument("--size", type=int, default=224)
     pre.add_argument("--resize-to", type=int, default=224)
     pre.add_argument("--reps", type=int, default=200)
-    for command in (job, pre):
+    for command in (job, decode, pre):
         command.add_argument("--rounds", type=int, default=5)
         command.add_argument("--json", type=Path, metavar="FILE", help="keep all rounds here")
     pre.add_argument("--ours", nargs=argparse.REMAINDER, required=True, metavar="CMD", help="must come last")
-    return parser.parse_args()
+    decode.add_argument("--ours", nargs=argparse.REMAINDER, default=[], metavar="CMD",
+                        help="must come last; the peers alone without it")
+    args = parser.parse_args()
+    if args.what == "decode":
+        for peer in args.peers:
+            if args.mode not in PEERS[peer]:
+                decode.error(f"{peer} has no mode {args.mode}, only {', '.join(PEERS[peer])}")
+    return args
+
+
+#: What is run in each round, and the figures of one.
+COMMANDS = {
+    "job": (job_round, job_figures),
+    "decode": (decode_round, decode_figures),
+    "preprocess": (preprocess_round, preprocess_figures),
+}
+
+
+def settings(args: argparse.Namespace) -> dict[str, object]:
+    """What a figure of decoding means nothing without."""
+    return {"mode": args.mode, "passes": args.passes} if args.what == "decode" else {}
 
 
 def main() -> None:
     args = parse_args()
-    one_round, figures_of = ((job_round, job_figures) if args.what == "job"
-                             else (preprocess_round, preprocess_figures))
-    if args.what == "job":
+    one_round, figures_of = COMMANDS[args.what]
+    if args.what != "preprocess":
         warm_cache(args.clips_dir)
     rounds: list[Round] = []
     for args.round in range(args.rounds):
@@ -186,7 +248,7 @@ def main() -> None:
         print(f"{name:46} {min(values):9.2f} {statistics.median(values):9.2f} {max(values):9.2f}")
     if args.json:
         machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
-        args.json.write_text(json.dumps({"what": args.what, **machine, "rounds": rounds}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"what": args.what, **settings(args), **machine, "rounds": rounds}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

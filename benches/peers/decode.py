@@ -51,9 +51,13 @@ PEERS = {
 CHECK_SIDE = 56
 
 
-def load(peer: str) -> object:
+def load(peer: str, clips: list[Path]) -> object:
     library, _, variant = peer.partition("-")
-    return importlib.import_module(f"decoders.by_{library}").Decoder(variant)
+    decoder = importlib.import_module(f"decoders.by_{library}").Decoder(variant)
+    if hasattr(decoder, "prepare"):
+        for clip in clips:
+            decoder.prepare(str(clip))
+    return decoder
 
 
 def count(decoder: object, clip: Path, mode: str) -> int:
@@ -66,10 +70,7 @@ def count(decoder: object, clip: Path, mode: str) -> int:
 
 
 def measure(peer: str, clips: list[Path], mode: str, passes: int) -> dict[str, object]:
-    decoder = load(peer)
-    if hasattr(decoder, "prepare"):
-        for clip in clips:
-            decoder.prepare(str(clip))
+    decoder = load(peer, clips)
     count(decoder, clips[0], mode)
     gc.collect()
     start = time.process_time()
@@ -100,7 +101,7 @@ def small(picture: object) -> "numpy.ndarray":
 def check(peer: str, clips: list[Path], mode: str) -> None:
     import numpy
 
-    decoder, reference = load(peer), load("pyav-pillow")
+    decoder, reference = load(peer, clips), load("pyav-pillow", [])
     for clip in clips:
         all_frames = numpy.stack([small(p) for p in reference.pictures(str(clip), "all")])
         came = [small(p) for p in decoder.pictures(str(clip), mode)]

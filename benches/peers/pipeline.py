@@ -36,11 +36,13 @@ import pyarrow.parquet as pq
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
+from clips import clips_in
+from sampling import shown_every
+
 EVERY_MS = 500
 SIZE, RESIZE_TO = 224, 256
 TOP = 10
 SHARD_ROWS = 16_384
-EXTENSIONS = {".avi", ".mkv", ".mov", ".mp4", ".mpg", ".webm"}
 # The model's (x - 127) / 128 as a table: the fastest way found from bytes to floats.
 NORMALIZED = (np.arange(256, dtype=np.float32) - 127) / 128
 
@@ -52,29 +54,6 @@ class Sample:
     pts_ns: int
     is_keyframe: bool
     planes: np.ndarray  # f32 [3, SIZE, SIZE]
-
-
-def sampled_frames(container: av.container.InputContainer) -> Iterator[tuple[int, int, av.VideoFrame]]:
-    """Index, pts in nanoseconds and picture of the frame shown every EVERY_MS from the first's pts."""
-    stream = container.streams.video[0]
-    stream.thread_type = "NONE"
-    stream.codec_context.thread_count = 1
-    # In integers: time number k is asked for before `pts` if k * step < (pts - first) * tick.
-    tick, step = stream.time_base.numerator * 1000, EVERY_MS * stream.time_base.denominator
-    held, first, n_asked, index, pts, ns = None, 0, 0, -1, 0, 1e9 * float(stream.time_base)
-    for index, frame in enumerate(container.decode(stream)):
-        pts = frame.pts if frame.pts is not None else pts + (frame.duration or 1)
-        if held is None:
-            first = pts
-        elif n_asked * step < (pts - first) * tick:
-            yield index - 1, round(held_pts * ns), held
-            n_asked = -(-(pts - first) * tick // step)
-        held, held_pts = frame, pts
-    if held is None:
-        raise ValueError("has no frames")
-    # The last frame is shown for as long as it says.
-    if n_asked * step < (held_pts - first + max(held.duration or 1, 1)) * tick:
-        yield index, round(held_pts * ns), held
 
 
 def geometry(width: int, height: int) -> tuple[int, int, int, int]:
@@ -116,7 +95,7 @@ def decode(clips: Iterator[Path], out: queue.Queue, resize: str) -> None:
         for clip in clips:  # a list's iterator, which threads may share
             try:
                 with av.open(str(clip)) as container:
-                    for index, pts_ns, frame in sampled_frames(container):
+                    for index, pts_ns, frame in shown_every(container, EVERY_MS):
                         rgb = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
                         planes = np.empty((3, SIZE, SIZE), np.float32)
                         for n, plane in enumerate(cv2.split(RESIZES[resize](rgb))):
@@ -185,7 +164,7 @@ def cpu_s() -> float:
 
 def index(args: argparse.Namespace, encoder: Encoder) -> dict[str, int]:
     """Runs all threads to the end and counts what went through."""
-    clips = iter(sorted(p for p in args.clips_dir.rglob("*") if p.suffix.lower() in EXTENSIONS))
+    clips = iter(clips_in(args.clips_dir))
     items: queue.Queue = queue.Queue(maxsize=4 * args.batch)
     for _ in range(args.decoders):
         threading.Thread(target=decode, args=(clips, items, args.resize), daemon=True).start()

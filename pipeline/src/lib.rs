@@ -11,11 +11,13 @@
 //! - [`report`]: the stage table, the bottleneck, the last line;
 //! - [`run`](mod@run): the `run` command;
 //! - [`query`]: the `search` command;
+//! - [`cross_check`]: the `check --decode` command;
 //! - [`doctor`]: what this machine has.
 
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod cross_check;
 pub mod doctor;
 pub mod edge;
 pub mod progress;

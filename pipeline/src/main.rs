@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use pipeline::{
     config::{Config, Errors, Override},
+    cross_check,
     doctor::{self, State},
     progress::eprint_line,
     query::{self, Query},
@@ -47,11 +48,18 @@ enum Command {
         #[arg(long)]
         quiet: bool,
     },
-    /// Check a configuration and print what it means; opens nothing
+    /// Check a configuration and print what it means; or, with --decode, decode files both ways
     Check {
-        #[command(flatten)]
-        config: ConfigArgs,
-        /// Print the settings as JSON
+        /// The configuration, a TOML file; it is checked alone, nothing that it names is opened
+        #[arg(required_unless_present = "decode")]
+        config: Option<PathBuf>,
+        /// Give one key another value, such as decode.workers=4
+        #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "decode")]
+        overrides: Vec<Override>,
+        /// Decode each file by a plan and whole, by several sampling rules, and tell any difference
+        #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "config")]
+        decode: Vec<PathBuf>,
+        /// Print as JSON
         #[arg(long)]
         json: bool,
     },
@@ -144,7 +152,10 @@ fn execute(command: Command) -> Result<ExitCode> {
                 Ended::Drained => ExitCode::from(130),
             });
         }
-        Command::Check { config, json } => check(&config.read()?, json)?,
+        Command::Check { config: Some(config), overrides, json, .. } => {
+            check(&ConfigArgs { config, overrides }.read()?, json)?;
+        }
+        Command::Check { decode, json, .. } => return check_decode(&decode, json),
         Command::Search { run, words, image, clip, k, json } => {
             let query = match (words, image, clip) {
                 (Some(words), _, _) => Query::Words(words),
@@ -178,6 +189,38 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Model(command) => model(command).map_err(Unusable)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Exit code 1 if any file differs, 3 if some cannot be decoded.
+fn check_decode(files: &[PathBuf], json: bool) -> Result<ExitCode> {
+    let (mut n_different, mut n_rejected) = (0, 0);
+    for file in files {
+        let name = file.display();
+        let compared = match cross_check::compare(file) {
+            Ok(compared) => compared,
+            Err(reason) => {
+                eprint_line(&format!("{name}: {reason}"));
+                n_rejected += 1;
+                continue;
+            }
+        };
+        n_different += usize::from(compared.iter().any(|c| !c.differences.is_empty()));
+        n_rejected += usize::from(compared.iter().any(|c| c.whole.is_err()));
+        if json {
+            let compared: Vec<_> = compared.iter().map(cross_check::Compared::to_json).collect();
+            print(&serde_json::json!({"file": file, "rules": compared}).to_string());
+            continue;
+        }
+        print(&format!("{name}"));
+        for c in &compared {
+            print(&format!("  {}", c.line()));
+            c.differences.iter().for_each(|d| print(&format!("    {d}")));
+        }
+    }
+    if n_different > 0 {
+        bail!("{n_different} of {} files differ between planned and whole decoding", files.len());
+    }
+    Ok(ExitCode::from(if n_rejected > 0 { 3 } else { 0 }))
 }
 
 fn check(config: &Config, json: bool) -> Result<()> {

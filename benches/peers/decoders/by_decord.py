@@ -5,7 +5,6 @@ the size, so this peer is told each clip's shape in advance, at no cost to it.
 """
 
 from collections.abc import Iterator
-from functools import cache
 
 import cv2
 import numpy as np
@@ -16,23 +15,18 @@ from pixels import Geometry, normalize
 from sampling import indices
 
 
-@cache
-def geometry(path: str) -> Geometry:
-    height, width = VideoReader(path, num_threads=1)[0].shape[:2]
-    return Geometry(width, height, SIZE, SIZE)
-
-
 class Decoder:
     def __init__(self, variant: str) -> None:
         cv2.setNumThreads(1)
         self.out = np.empty((3, SIZE, SIZE), np.float32)
+        self.geometries: dict[str, Geometry] = {}
 
     def prepare(self, path: str) -> None:
-        """Is not timed."""
-        geometry(path)
+        height, width = VideoReader(path, num_threads=1)[0].shape[:2]
+        self.geometries[path] = Geometry(width, height, SIZE, SIZE)
 
     def pictures(self, path: str, mode: str) -> Iterator[np.ndarray]:
-        to = geometry(path)
+        to = self.geometries[path]
         reader = VideoReader(path, width=to.width, height=to.height, num_threads=1)
         if mode == "all":
             frames = (reader.next() for _ in range(len(reader)))

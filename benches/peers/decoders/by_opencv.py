@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from decoders import SIZE
-from pixels import TABLES, square
+from pixels import normalize, square
 from sampling import indices
 
 ONE_THREAD = [cv2.CAP_PROP_N_THREADS, 1]
@@ -17,6 +17,7 @@ class Decoder:
         cv2.setNumThreads(1)
         self.interpolation = cv2.INTER_CUBIC if variant == "cubic" else cv2.INTER_LINEAR
         self.seeks = variant == "seek"
+        self.resized = np.empty((SIZE, SIZE, 3), np.uint8)
         self.out = np.empty((3, SIZE, SIZE), np.float32)
 
     def pictures(self, path: str, mode: str) -> Iterator[np.ndarray | None]:
@@ -52,8 +53,6 @@ class Decoder:
                 yield self.planes(bgr)
 
     def planes(self, bgr: np.ndarray) -> np.ndarray:
+        cv2.resize(square(bgr), (SIZE, SIZE), dst=self.resized, interpolation=self.interpolation)
         # Red and blue change places with the planes, which saves converting the picture.
-        resized = cv2.resize(square(bgr), (SIZE, SIZE), interpolation=self.interpolation)
-        for channel, plane in zip((2, 1, 0), cv2.split(resized)):
-            cv2.LUT(plane, TABLES[channel], dst=self.out[channel])
-        return self.out
+        return normalize(self.resized, self.out, channels=(2, 1, 0))

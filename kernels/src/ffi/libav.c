@@ -26,17 +26,23 @@ struct clipmill_av_input {
 
 struct clipmill_av_decoder {
     AVCodecContext *context;
+    int64_t complaints;
 };
 
 /* Messages. */
 
 static _Thread_local char complaint[256];
 
-/* FFmpeg tells the cause in its log, not in its error: "moov atom not found". */
+/* FFmpeg tells the cause in its log, not in its error: "moov atom not found". Damage that a decoder
+ * conceals is told nowhere else. */
 static void on_log(void *context, int level, const char *format, va_list args) {
-    (void)context;
     if (level > AV_LOG_ERROR)
         return;
+    if (context && *(const AVClass **)context == avcodec_get_class()) {
+        clipmill_av_decoder *decoder = ((AVCodecContext *)context)->opaque;
+        if (decoder)
+            __atomic_add_fetch(&decoder->complaints, 1, __ATOMIC_RELAXED);
+    }
     vsnprintf(complaint, sizeof complaint, format, args);
     complaint[strcspn(complaint, "\r\n")] = 0;
 }
@@ -275,7 +281,7 @@ int clipmill_av_read(clipmill_av_input *in, void *packet, clipmill_av_packet *ou
     out->is_key = !!(p->flags & AV_PKT_FLAG_KEY);
     out->is_discarded = !!(p->flags & AV_PKT_FLAG_DISCARD);
     out->is_corrupt = !!(p->flags & AV_PKT_FLAG_CORRUPT);
-    out->reserved = 0;
+    out->is_encrypted = av_packet_get_side_data(p, AV_PKT_DATA_ENCRYPTION_INFO, NULL) != NULL;
     return 0;
 }
 
@@ -285,6 +291,7 @@ int clipmill_av_decoder_open(const clipmill_av_input *in, int threads, int reord
                              clipmill_av_decoder **out) {
     const AVCodecParameters *parameters = in->stream->codecpar;
     const AVCodec *codec = avcodec_find_decoder(parameters->codec_id);
+    quieten();
     if (!codec)
         return AVERROR_DECODER_NOT_FOUND;
     clipmill_av_decoder *decoder = av_mallocz(sizeof *decoder);
@@ -297,6 +304,7 @@ int clipmill_av_decoder_open(const clipmill_av_input *in, int threads, int reord
         goto fail;
     context->pkt_timebase = in->stream->time_base;
     context->thread_count = threads;
+    context->opaque = decoder;
     if (reorder >= 0)
         context->has_b_frames = reorder;
     error = avcodec_open2(context, codec, NULL);
@@ -318,6 +326,10 @@ void clipmill_av_decoder_close(clipmill_av_decoder *decoder) {
 
 const char *clipmill_av_decoder_name(const clipmill_av_decoder *decoder) {
     return decoder->context->codec->name;
+}
+
+int64_t clipmill_av_complaints(const clipmill_av_decoder *decoder) {
+    return __atomic_load_n(&decoder->complaints, __ATOMIC_RELAXED);
 }
 
 int clipmill_av_send(clipmill_av_decoder *decoder, const void *packet, int64_t ordinal, int skip_nonref) {

@@ -34,8 +34,7 @@ typedef struct {
     int64_t size;
     int64_t pts_ns, dts_ns; /* or CLIPMILL_AV_NO_TIME */
     int64_t duration_ns;    /* 0 if unknown */
-    int32_t is_key, is_discarded, is_corrupt;
-    int32_t reserved;
+    int32_t is_key, is_discarded, is_corrupt, is_encrypted;
 } clipmill_av_packet;
 
 enum {
@@ -80,6 +79,8 @@ int clipmill_av_decoder_open(const clipmill_av_input *input, int threads, int re
                              clipmill_av_decoder **out);
 void clipmill_av_decoder_close(clipmill_av_decoder *decoder);
 const char *clipmill_av_decoder_name(const clipmill_av_decoder *decoder);
+/* Errors that it logged so far: also of damage that it then conceals. */
+int64_t clipmill_av_complaints(const clipmill_av_decoder *decoder);
 /* A NULL packet asks for what is held back. */
 int clipmill_av_send(clipmill_av_decoder *decoder, const void *packet, int64_t ordinal, int skip_nonref);
 int clipmill_av_receive(clipmill_av_decoder *decoder, void *frame);

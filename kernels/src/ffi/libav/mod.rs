@@ -200,6 +200,7 @@ impl Input {
         packet.is_key = told.is_key != 0;
         packet.is_discarded = told.is_discarded != 0;
         packet.is_corrupt = told.is_corrupt != 0;
+        packet.is_encrypted = told.is_encrypted != 0;
         Ok(true)
     }
 
@@ -239,6 +240,8 @@ pub struct Packet {
     pub is_discarded: bool,
     /// Whether the demuxer found it damaged.
     pub is_corrupt: bool,
+    /// Whether its bytes are encrypted, so that decoding it gives noise.
+    pub is_encrypted: bool,
 }
 
 // SAFETY: packets are counted references to bytes that nobody changes.
@@ -259,6 +262,7 @@ impl Packet {
             is_key: false,
             is_discarded: false,
             is_corrupt: false,
+            is_encrypted: false,
         })
     }
 
@@ -316,6 +320,12 @@ impl Decoder {
     pub fn name(&self) -> &'static str {
         // SAFETY: the decoder is open.
         name(unsafe { sys::clipmill_av_decoder_name(self.raw.as_ptr()) })
+    }
+
+    /// Whether it met damage, which it may have concealed.
+    pub fn has_complained(&self) -> bool {
+        // SAFETY: the decoder is open.
+        unsafe { sys::clipmill_av_complaints(self.raw.as_ptr()) > 0 }
     }
 
     /// Takes a packet. Its frame will have `ordinal`; with `only_if_needed` it has none, unless others

@@ -54,7 +54,7 @@ pub(super) struct Packet {
     pub(super) is_key: i32,
     pub(super) is_discarded: i32,
     pub(super) is_corrupt: i32,
-    pub(super) reserved: i32,
+    pub(super) is_encrypted: i32,
 }
 
 #[repr(C)]
@@ -105,6 +105,7 @@ unsafe extern "C" {
     ) -> c_int;
     pub(super) fn clipmill_av_decoder_close(decoder: *mut Decoder);
     pub(super) fn clipmill_av_decoder_name(decoder: *const Decoder) -> *const c_char;
+    pub(super) fn clipmill_av_complaints(decoder: *const Decoder) -> i64;
     pub(super) fn clipmill_av_send(
         decoder: *mut Decoder,
         packet: *const c_void,

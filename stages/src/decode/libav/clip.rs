@@ -224,6 +224,9 @@ impl Planned<'_> {
         last: &mut Option<Pts>,
     ) -> Result<(), Left> {
         while let Ok(frame) = self.decoder.receive()? {
+            if self.decoder.has_complained() {
+                return Err(Left::Surprised);
+            }
             let Some(wanted) = out.left.clone().next().map(|i| self.plan.chosen[i]) else { continue };
             let rank = out.rank;
             out.rank += 1;
@@ -330,7 +333,12 @@ impl Whole {
                     if self.timeline.is_counted() {
                         self.in_line.extend(told.span);
                     }
-                    if let Err(error) = self.decoder.send(packet, number, false) {
+                    let sent = if packet.is_encrypted {
+                        Err(Error::NotSupported("encrypted video".into()))
+                    } else {
+                        self.decoder.send(packet, number, false).map(|_| ())
+                    };
+                    if let Err(error) = sent {
                         self.fault(error);
                     }
                 }

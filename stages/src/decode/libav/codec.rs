@@ -9,10 +9,10 @@ pub(super) enum Codec {
     Vp8,
     /// The same.
     Vp9,
-    /// A picture a packet, which may overtake others: H.264, H.265, MPEG-1 and 2.
-    Reordering,
-    /// A picture a packet, in order.
-    InOrder,
+    /// MPEG-1 and 2. A picture a packet.
+    Mpeg2,
+    /// A picture a packet: all others.
+    Other,
 }
 
 /// One coded picture.
@@ -30,11 +30,10 @@ impl Codec {
             "mpeg4" => Self::Mpeg4(Mpeg4::new(extradata)),
             "vp8" => Self::Vp8,
             "vp9" => Self::Vp9,
-            "h264" | "hevc" | "mpeg1video" | "mpeg2video" => Self::Reordering,
-            "av1" | "mjpeg" | "msmpeg4v2" | "msmpeg4v3" | "wmv1" | "wmv2" | "h263" | "flv1" | "prores"
-            | "dnxhd" | "dvvideo" | "ffv1" | "huffyuv" | "ffvhuff" | "rawvideo" | "png" | "theora" => {
-                Self::InOrder
-            }
+            "mpeg1video" | "mpeg2video" => Self::Mpeg2,
+            "h264" | "hevc" | "av1" | "mjpeg" | "msmpeg4v2" | "msmpeg4v3" | "wmv1" | "wmv2" | "h263"
+            | "flv1" | "prores" | "dnxhd" | "dvvideo" | "ffv1" | "huffyuv" | "ffvhuff" | "rawvideo"
+            | "png" | "theora" => Self::Other,
             _ => return None,
         })
     }
@@ -46,10 +45,11 @@ impl Codec {
             // A keyframe is always shown.
             Self::Vp8 => packet.first().is_some_and(|b| b & 0x10 != 0),
             Self::Vp9 => vp9_shows(packet),
-            Self::Reordering | Self::InOrder => !packet.is_empty(),
+            Self::Mpeg2 | Self::Other => !packet.is_empty(),
         };
         if shows {
-            to.push(Coded { is_b: false });
+            let is_b = *self == Self::Mpeg2 && mpeg2_is_b(packet);
+            to.push(Coded { is_b });
         }
         true
     }
@@ -72,6 +72,13 @@ fn vp9_shows(packet: &[u8]) -> bool {
     let shows_existing = bits.take(1) == 1;
     let _frame_type = bits.take(1);
     is_superframe || (marker == 2 && (shows_existing || bits.take(1) == 1))
+}
+
+/// By the first picture header (ISO 13818-2, 6.2.3).
+fn mpeg2_is_b(packet: &[u8]) -> bool {
+    const B: u8 = 3;
+    let header = packet.windows(6).find(|w| w[..4] == [0, 0, 1, 0]);
+    header.is_some_and(|h| h[5] >> 3 & 7 == B)
 }
 
 /// What must be remembered of an MPEG-4 stream (ISO 14496-2, 6.2).
@@ -195,6 +202,16 @@ mod tests {
         assert_eq!(shows(Codec::Vp9, &bytes("10 11 0 0 1 0")), 0);
         // Two frames with sizes of one byte.
         assert_eq!(shows(Codec::Vp9, &[0x84, 0, 0xC1, 1, 1, 0xC1]), 1);
+    }
+
+    #[test]
+    fn mpeg2_tells_its_b_pictures() {
+        let picture = |kind: &str| {
+            let mut packet = vec![0, 0, 1, 0xB8, 1, 2, 3, 4, 0, 0, 1, 0];
+            packet.extend(bytes(&format!("0000000001 {kind} 111")));
+            mpeg2_is_b(&packet)
+        };
+        assert_eq!(["001", "010", "011"].map(picture), [false, false, true]);
     }
 
     #[test]

@@ -41,10 +41,14 @@ impl Plan {
     /// [`Sampler`] chooses when it sees every picture.
     pub(super) fn new(sampling: Sampling, survey: &Survey) -> Option<Self> {
         let pictures = survey.pictures.as_ref()?;
+        // What comes before the first keyframe may or may not be decodable.
+        if !pictures.first().is_some_and(|first| first.is_key && first.rank == 0) {
+            return None;
+        }
         let mut plan = Plan { chosen: Vec::new(), segments: Vec::new() };
         for (info, place) in choose(sampling, survey, pictures) {
             let picture = pictures[place];
-            let needed_to = picture.packet + 1 + u32::from(picture.is_second);
+            let needed_to = needed_to(pictures, place, survey.is_counted);
             plan.chosen.push(Chosen { info, packet: picture.packet });
             let n = plan.chosen.len();
             // A keyframe that the decoder passes anyway is no reason to start again.
@@ -93,9 +97,15 @@ fn choose(sampling: Sampling, survey: &Survey, pictures: &[Picture]) -> Vec<(Fra
 fn start(pictures: &[Picture], place: usize) -> Picture {
     let wanted = pictures[place];
     let keys = pictures[..=place].iter().rev().filter(|p| p.is_key && p.rank <= wanted.rank);
-    // A stream that starts with another kind: from its beginning.
-    let first = Picture { packet: 0, rank: 0, time: i64::MIN, is_key: false, is_second: false };
-    keys.copied().next().unwrap_or(first)
+    keys.copied().next().unwrap_or(pictures[0])
+}
+
+/// Number after the last packet that a picture needs. To be counted right, those shown before it must be
+/// decoded as well.
+fn needed_to(pictures: &[Picture], place: usize, is_counted: bool) -> u32 {
+    let wanted = pictures[place];
+    let shown_before = pictures[place + 1..].iter().take_while(|p| is_counted && p.rank < wanted.rank);
+    shown_before.fold(wanted.decoded_with, |last, p| last.max(p.decoded_with)) + 1
 }
 
 #[cfg(test)]
@@ -116,7 +126,7 @@ mod tests {
             rank: times.partition_point(|t| t < time) as u32,
             packet: i as u32,
             is_key: *is_key,
-            is_second: false,
+            decoded_with: i as u32,
         });
         let end = times[times.len() - 1] + 1_000_000;
         Survey {
@@ -151,7 +161,9 @@ mod tests {
         check(Sampling::EveryMs(5), open, &[0, 5], &[0..1, 2..6]);
         check(Sampling::EveryMs(3), open, &[0, 4], &[0..5]);
         check(Sampling::EveryMs(2), open, &[0, 3, 2], &[0..4]);
-        // No keyframe at all.
-        check(Sampling::EveryMs(2), ".0 .1 .2", &[0, 2], &[0..1, 0..3]);
+        // What comes before the first keyframe cannot be foretold.
+        for cut in [".0 .1 K2", "K2 .0 .1"] {
+            assert_eq!(Plan::new(Sampling::EveryMs(2), &survey(cut)), None);
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use kernels::ffi::libav::Error;
 
-use super::{packets::Packets, timeline::Timeline};
+use super::{codec::Codec, packets::Packets, timeline::Timeline};
 use crate::{decode::sample::PacketTimes, item::Pts};
 
 /// A picture, in the order of decoding.
@@ -16,8 +16,8 @@ pub(super) struct Picture {
     pub(super) packet: u32,
     /// Whether decoding can start with it.
     pub(super) is_key: bool,
-    /// Whether another picture came first in its packet.
-    pub(super) is_second: bool,
+    /// The packet with which it is decoded: a later one, if other pictures came first in its own.
+    pub(super) decoded_with: u32,
 }
 
 /// What a clip's packets tell.
@@ -43,11 +43,14 @@ impl Survey {
         let mut is_whole = true;
         let mut spans = Vec::new();
         let mut coded = Vec::new();
+        // Decoders take one picture a packet.
+        let mut turns = Vec::new();
         let read = packets.survey(|number, packet| {
             step();
             let told = timeline.packet(packet);
-            is_whole &= told.is_counted_on && !packet.is_corrupt;
+            is_whole &= told.is_counted_on && !packet.is_corrupt && !packet.is_encrypted;
             if timeline.is_counted() {
+                turns.extend(told.span.map(|_| number));
                 spans.extend(told.span);
             } else if !(packet.is_discarded || told.is_counted_on && timeline.coded.is_empty()) {
                 is_whole &= told.span.is_some() && timeline.coded.len() == 1;
@@ -55,7 +58,8 @@ impl Survey {
             }
             for (i, picture) in timeline.coded.iter().enumerate() {
                 if !packet.is_discarded {
-                    coded.push((number, packet.is_key && i == 0, picture.is_b, i > 0));
+                    let is_key = packet.is_key && i == 0;
+                    coded.push(CodedPicture { packet: number, is_key, is_b: picture.is_b });
                 }
             }
         });
@@ -65,6 +69,9 @@ impl Survey {
             return Err(error);
         }
         let is_counted = timeline.is_counted();
+        // Whether B-pictures behind a keyframe come out is for their decoder to say; MPEG-4's drops them.
+        let has_b = coded.iter().any(|c| c.is_b);
+        is_whole &= !(is_counted && has_b) || matches!(timeline.codec(), Some(Codec::Mpeg4(_)));
         let ranks = if is_counted { ranks_in_line(&coded) } else { ranks_by_time(&spans) };
         if is_counted {
             // Pictures in line before the stream ended.
@@ -80,9 +87,12 @@ impl Survey {
         let has_repeats = times.pts.windows(2).any(|pair| pair[0] == pair[1]);
         let reorder = if is_counted { 0 } else { reordered(&spans) };
         let pictures = (is_whole && !has_repeats).then(|| {
-            let pictures = coded.iter().zip(&ranks).map(|(&(packet, is_key, _, is_second), &rank)| {
+            let pictures = coded.iter().zip(&ranks).enumerate();
+            let pictures = pictures.map(|(i, (&CodedPicture { packet, is_key, .. }, &rank))| {
                 let time = times.pts[rank as usize].nanos;
-                Picture { time, rank, packet, is_key, is_second }
+                // Those that are left at the end come when the decoder is drained.
+                let decoded_with = if is_counted { turns.get(i).copied().unwrap_or(packet) } else { packet };
+                Picture { time, rank, packet, decoded_with: decoded_with.max(packet), is_key }
             });
             pictures.collect()
         });
@@ -90,13 +100,20 @@ impl Survey {
     }
 }
 
-/// Of packets `(number, is_key, is_b, is_second)`: B-pictures are shown before the one coded before them.
-fn ranks_in_line(coded: &[(u32, bool, bool, bool)]) -> Vec<u32> {
+/// A picture as its packet tells it.
+struct CodedPicture {
+    packet: u32,
+    is_key: bool,
+    is_b: bool,
+}
+
+/// B-pictures are shown before the one coded before them.
+fn ranks_in_line(coded: &[CodedPicture]) -> Vec<u32> {
     let mut ranks = vec![0; coded.len()];
     let mut held = None;
     let mut next = 0;
-    for (i, (_, _, is_b, _)) in coded.iter().enumerate() {
-        let shown = if *is_b { Some(i) } else { held.replace(i) };
+    for (i, picture) in coded.iter().enumerate() {
+        let shown = if picture.is_b { Some(i) } else { held.replace(i) };
         if let Some(shown) = shown {
             ranks[shown] = next;
             next += 1;
@@ -133,7 +150,8 @@ mod tests {
     #[test]
     fn pictures_in_line_are_ranked_by_their_kind() {
         let ranks = |kinds: &str| {
-            let coded: Vec<_> = kinds.bytes().map(|k| (0, false, k == b'B', false)).collect();
+            let coded: Vec<_> =
+                kinds.bytes().map(|k| CodedPicture { packet: 0, is_key: false, is_b: k == b'B' }).collect();
             ranks_in_line(&coded)
         };
         assert_eq!(ranks("IPPP"), [0, 1, 2, 3]);
