@@ -248,7 +248,8 @@ def main() -> None:
         print(f"{name:46} {min(values):9.2f} {statistics.median(values):9.2f} {max(values):9.2f}")
     if args.json:
         machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
-        args.json.write_text(json.dumps({"what": args.what, **settings(args), **machine, "rounds": rounds}, indent=1) + "\n")
+        kept = {"what": args.what, **settings(args), **machine, "rounds": rounds}
+        args.json.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -78,19 +78,20 @@ def sought(container: av.container.InputContainer, stream: av.VideoStream, mode:
     keyframes = stream.index_entries
     decoded, pts = container.decode(stream), start
     for index in indices(mode, stream.frames, stream.average_rate):
+        target = start + round(index * ticks)
         # Half a frame before it, so that rounding of times does not matter.
-        target = start + ceil((index - Fraction(1, 2)) * ticks)
-        keyframe = keyframes.search_timestamp(max(target, 0))
+        earliest = start + ceil((index - Fraction(1, 2)) * ticks)
+        keyframe = keyframes.search_timestamp(target)
         frame = None
         if keyframe >= 0 and keyframes[keyframe].timestamp > pts:
             container.seek(target, stream=stream)
             decoded = container.decode(stream)
             frame = next(decoded)
-            if frame.pts >= target + ticks:
+            if frame.pts >= earliest + ticks:
                 # The index is of decoding times, so this keyframe may be shown after the frame wanted.
                 container.seek(keyframes[keyframe].timestamp - 1, stream=stream)
                 decoded, frame = container.decode(stream), None
-        while frame is None or frame.pts < target:
+        while frame is None or frame.pts < earliest:
             frame = next(decoded)
         pts = frame.pts
         yield frame

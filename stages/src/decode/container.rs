@@ -25,7 +25,9 @@ pub enum Container {
     Mxf,
     /// Animated or still GIF.
     Gif,
-    /// Something else, left to GStreamer's own detection: pictures, bare streams, rarities.
+    /// WebP with more than one picture.
+    AnimatedWebp,
+    /// Something else, left to a library's own detection: pictures, bare streams, rarities.
     Other,
 }
 
@@ -41,6 +43,8 @@ impl Container {
         const MXF_PARTITION: &[u8] = &[0x06, 0x0E, 0x2B, 0x34, 0x02, 0x05, 0x01, 0x01, 0x0D, 0x01, 0x02];
         if at(0, b"RIFF") && at(8, b"AVI") {
             Self::Avi
+        } else if at(0, b"RIFF") && at(8, b"WEBPVP8X") && head.get(20).is_some_and(|flags| flags & 2 != 0) {
+            Self::AnimatedWebp
         } else if BOXES.iter().any(|b| at(4, *b)) {
             Self::Mp4
         } else if at(0, &[0x1A, 0x45, 0xDF, 0xA3]) {
@@ -80,6 +84,7 @@ impl Container {
             Self::RealMedia => "realmedia",
             Self::Mxf => "mxf",
             Self::Gif => "gif",
+            Self::AnimatedWebp => "webp",
             Self::Other => "other",
         }
     }
@@ -98,7 +103,7 @@ impl Container {
             Self::Asf => "asfdemux",
             Self::RealMedia => "rmdemux",
             Self::Mxf => "mxfdemux",
-            Self::Gif | Self::Other => return None,
+            Self::Gif | Self::AnimatedWebp | Self::Other => return None,
         })
     }
 
@@ -229,6 +234,8 @@ mod tests {
         check(&ts, Container::MpegTs);
         check(&m2ts, Container::MpegTs);
         check(b"RIFF\x10\0\0\0WEBPVP8 ", Container::Other);
+        check(b"RIFF\x10\0\0\0WEBPVP8X\x0A\0\0\0\x02\0\0\0", Container::AnimatedWebp);
+        check(b"RIFF\x10\0\0\0WEBPVP8X\x0A\0\0\0\x10\0\0\0", Container::Other);
         check(b"", Container::Other);
         check(b"hello, world", Container::Other);
     }

@@ -14,6 +14,7 @@ mod libav;
 pub mod sample;
 mod surface;
 mod watch;
+mod webp;
 
 use std::{
     sync::{Arc, Mutex},

@@ -65,9 +65,10 @@ impl Decoder for GstreamerDecoder {
         // Late: most runs never need it, and the first time loads all plugins.
         gst::init().map_err(|e| Reason::Unsupported(format!("GStreamer does not start: {e}")))?;
         let container = Container::of(file.bytes());
-        if container == Container::Gif {
-            // libav's demuxer inside GStreamer 1.22 never tells the end of most of them.
-            return Err(Reason::Unsupported("GStreamer does not decode GIF reliably".into()));
+        if matches!(container, Container::Gif | Container::AnimatedWebp) {
+            // libav's GIF demuxer inside GStreamer 1.22 never tells the end of most of them.
+            let detail = format!("GStreamer does not decode {} reliably", container.name());
+            return Err(Reason::Unsupported(detail));
         }
         let times = if sampling.needs_packets() {
             self.packet_times(file, container)?

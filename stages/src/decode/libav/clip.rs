@@ -24,6 +24,7 @@ use crate::{
         cores::{Cores, Taken},
         sample::{PacketTimes, Sampling},
         surface::Surface,
+        webp,
     },
     item::Pts,
     stage::{Closed, Reason},
@@ -66,6 +67,9 @@ impl From<Error> for Left {
 pub(super) fn decode(job: Job) {
     let Job { file, sampling, plan, threads, cores, stop, mut sink } = job;
     let container = Container::of(file.bytes());
+    if container == Container::AnimatedWebp {
+        return webp::decode(&file, sampling, sink);
+    }
     let mut end = StreamEnd { container: container.name().into(), ..StreamEnd::default() };
     let mut packets = match Packets::open(&file, &stop) {
         Ok(packets) => packets,

@@ -1,5 +1,7 @@
 //! What a packet shows, told from its first bits: what a plan must know of a codec.
 
+use memchr::memmem;
+
 /// Codecs whose pictures can be counted without decoding them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Codec {
@@ -98,7 +100,7 @@ impl Mpeg4 {
     fn pictures(&mut self, packet: &[u8], to: &mut Vec<Coded>) -> bool {
         const VOP: u8 = 0xB6;
         let mut rest = packet;
-        while let Some(at) = rest.windows(3).position(|w| w == [0, 0, 1]) {
+        while let Some(at) = memmem::find(rest, &[0, 0, 1]) {
             let Some((code, body)) = rest[at + 3..].split_first() else { break };
             match *code {
                 0x20..=0x2F => self.increment_bits = layer_increment_bits(body),
