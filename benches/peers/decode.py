@@ -18,6 +18,7 @@ of the clip's as PyAV decodes them.
 """
 
 import argparse
+import contextlib
 import gc
 import importlib
 import json
@@ -56,7 +57,8 @@ def load(peer: str, clips: list[Path]) -> object:
     decoder = importlib.import_module(f"decoders.by_{library}").Decoder(variant)
     if hasattr(decoder, "prepare"):
         for clip in clips:
-            decoder.prepare(str(clip))
+            with contextlib.suppress(Exception):  # is told of when the clip is decoded
+                decoder.prepare(str(clip))
     return decoder
 
 

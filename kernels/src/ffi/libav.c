@@ -332,7 +332,8 @@ int64_t clipmill_av_complaints(const clipmill_av_decoder *decoder) {
     return __atomic_load_n(&decoder->complaints, __ATOMIC_RELAXED);
 }
 
-int clipmill_av_send(clipmill_av_decoder *decoder, const void *packet, int64_t ordinal, int skip_nonref) {
+int clipmill_av_send(clipmill_av_decoder *decoder, const void *packet, int64_t offset, int64_t size,
+                     int64_t ordinal, int skip_nonref) {
     AVCodecContext *context = decoder->context;
     context->skip_frame = skip_nonref ? AVDISCARD_NONREF : AVDISCARD_DEFAULT;
     AVPacket *copy = NULL;
@@ -342,6 +343,9 @@ int clipmill_av_send(clipmill_av_decoder *decoder, const void *packet, int64_t o
         if (!copy)
             return AVERROR(ENOMEM);
         copy->pts = copy->dts = ordinal;
+        /* What decoders read past the end is the rest of the packet, or its padding. */
+        copy->data += offset;
+        copy->size = (int)size;
     }
     int error = avcodec_send_packet(context, copy);
     av_packet_free(&copy);

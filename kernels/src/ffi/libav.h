@@ -81,8 +81,9 @@ void clipmill_av_decoder_close(clipmill_av_decoder *decoder);
 const char *clipmill_av_decoder_name(const clipmill_av_decoder *decoder);
 /* Errors that it logged so far: also of damage that it then conceals. */
 int64_t clipmill_av_complaints(const clipmill_av_decoder *decoder);
-/* A NULL packet asks for what is held back. */
-int clipmill_av_send(clipmill_av_decoder *decoder, const void *packet, int64_t ordinal, int skip_nonref);
+/* Sends `size` of the packet's bytes, from `offset`. A NULL packet asks for what is held back. */
+int clipmill_av_send(clipmill_av_decoder *decoder, const void *packet, int64_t offset, int64_t size,
+                     int64_t ordinal, int skip_nonref);
 int clipmill_av_receive(clipmill_av_decoder *decoder, void *frame);
 void clipmill_av_flush(clipmill_av_decoder *decoder);
 

@@ -8,6 +8,7 @@ mod sys;
 
 use std::{
     ffi::{CStr, c_char, c_int, c_void},
+    ops::Range,
     ptr::NonNull,
     sync::{Arc, atomic::AtomicBool},
 };
@@ -328,20 +329,42 @@ impl Decoder {
         unsafe { sys::clipmill_av_complaints(self.raw.as_ptr()) > 0 }
     }
 
-    /// Takes a packet. Its frame will have `ordinal`; with `only_if_needed` it has none, unless others
-    /// refer to it.
-    pub fn send(&mut self, packet: &Packet, ordinal: u32, only_if_needed: bool) -> Result<Answer, Error> {
-        // SAFETY: both are owned; the decoder takes a reference of its own to the bytes.
+    /// Takes a packet. Its frame will have `ordinal`.
+    pub fn send(&mut self, packet: &Packet, ordinal: u32) -> Result<Answer, Error> {
+        self.send_part(packet, 0..packet.size, ordinal, false)
+    }
+
+    /// Takes some of a packet's bytes. With `only_if_needed` they bring no frame, unless others refer to
+    /// it.
+    ///
+    /// # Panics
+    /// If the packet has no such bytes.
+    pub fn send_part(
+        &mut self,
+        packet: &Packet,
+        part: Range<usize>,
+        ordinal: u32,
+        only_if_needed: bool,
+    ) -> Result<Answer, Error> {
+        assert!(part.start <= part.end && part.end <= packet.size, "the part lies in the packet");
+        // SAFETY: both are owned, and the part lies in the packet; the decoder takes a reference of its
+        // own to the bytes.
         answer(unsafe {
-            let skip = c_int::from(only_if_needed);
-            sys::clipmill_av_send(self.raw.as_ptr(), packet.raw.as_ptr(), i64::from(ordinal), skip)
+            sys::clipmill_av_send(
+                self.raw.as_ptr(),
+                packet.raw.as_ptr(),
+                part.start as i64,
+                part.len() as i64,
+                i64::from(ordinal),
+                c_int::from(only_if_needed),
+            )
         })
     }
 
     /// Asks for the frames that are held back; after them, [`Answer::End`].
     pub fn drain(&mut self) -> Result<Answer, Error> {
         // SAFETY: null is the way to ask.
-        answer(unsafe { sys::clipmill_av_send(self.raw.as_ptr(), std::ptr::null(), -1, 0) })
+        answer(unsafe { sys::clipmill_av_send(self.raw.as_ptr(), std::ptr::null(), 0, 0, -1, 0) })
     }
 
     /// Forgets what came, to go on at another keyframe.

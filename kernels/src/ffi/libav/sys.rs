@@ -109,6 +109,8 @@ unsafe extern "C" {
     pub(super) fn clipmill_av_send(
         decoder: *mut Decoder,
         packet: *const c_void,
+        offset: i64,
+        size: i64,
         ordinal: i64,
         skip_nonref: c_int,
     ) -> c_int;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    ops::Range,
     sync::{Arc, atomic::AtomicBool},
 };
 
@@ -89,7 +90,7 @@ pub(super) fn decode(job: Job) {
             Err(error) => return sink.end(end, Err(reason(error, None))),
         }
     }
-    let reorder = survey.as_ref().filter(|s| !s.is_counted).map(|s| s.reorder);
+    let reorder = survey.as_ref().and_then(|s| s.reorder);
     let opened = |packets: &Packets, n_frames: u64| -> Result<(Decoder, Taken), Error> {
         let n_samples = n_frames * u64::from(stream.size.0) * u64::from(stream.size.1);
         let taken = cores.take(n_samples);
@@ -99,11 +100,11 @@ pub(super) fn decode(job: Job) {
     let mut last_planned = None;
     let planned = survey.as_ref().filter(|_| plan && sampling != Sampling::All);
     if let Some((survey, plan)) = planned.and_then(|s| Some((s, Plan::new(sampling, s)?))) {
-        let result = opened(&packets, plan.n_packets()).map_err(Left::from).and_then(|(decoder, _taken)| {
+        let result = opened(&packets, plan.n_pictures()).map_err(Left::from).and_then(|(decoder, _taken)| {
             end.decoder = format!("libav:{}", decoder.name());
-            let mut planned =
-                Planned { packets: &mut packets, decoder, survey, plan: &plan, stream: &stream };
-            planned.run(sink.as_mut(), &mut end, &mut last_planned)
+            let (packets, sink) = (&mut packets, sink.as_mut());
+            let (end, last) = (&mut end, &mut last_planned);
+            Planned { packets, decoder, plan: &plan, stream: &stream, sink, end, last }.run()
         });
         match result {
             Ok(()) => {
@@ -167,22 +168,20 @@ fn reason(error: Error, last_good: Option<Pts>) -> Reason {
 struct Planned<'a> {
     packets: &'a mut Packets,
     decoder: Decoder,
-    survey: &'a Survey,
-    plan: &'a Plan,
+    plan: &'a Plan<'a>,
     stream: &'a Stream,
+    sink: &'a mut dyn FrameSink,
+    end: &'a mut StreamEnd,
+    /// Time of the last frame that was handed on.
+    last: &'a mut Option<Pts>,
 }
 
 impl Planned<'_> {
-    fn run(
-        &mut self,
-        sink: &mut dyn FrameSink,
-        end: &mut StreamEnd,
-        last: &mut Option<Pts>,
-    ) -> Result<(), Left> {
+    fn run(&mut self) -> Result<(), Left> {
         for segment in &self.plan.segments {
-            let mut out = Outputs { left: segment.chosen.clone(), rank: segment.first_rank };
-            self.segment(segment, &mut out, sink, end, last)?;
-            if !out.left.is_empty() {
+            let mut left = segment.chosen.clone();
+            self.segment(segment, &mut left)?;
+            if !left.is_empty() {
                 return Err(Left::Surprised);
             }
             self.decoder.flush();
@@ -190,73 +189,42 @@ impl Planned<'_> {
         Ok(())
     }
 
-    fn segment(
-        &mut self,
-        segment: &Segment,
-        out: &mut Outputs,
-        sink: &mut dyn FrameSink,
-        end: &mut StreamEnd,
-        last: &mut Option<Pts>,
-    ) -> Result<(), Left> {
-        // Whether decoders leave pictures out is known for each packet only where each is a picture.
-        let can_skip = !self.survey.is_counted && !matches!(self.stream.codec, "av1" | "vp9");
-        for number in segment.packets.clone() {
-            let packet = self.packets.get(number)?.ok_or(Left::Surprised)?;
-            sink.progress().step();
-            // Shown before the keyframe, so made of pictures that were not decoded; nothing else is made
-            // of them.
-            let time = packet.pts_ns.map(|ns| ns.saturating_sub(self.stream.start_ns));
-            if !self.survey.is_counted && number > segment.packets.start && time < Some(segment.starts) {
-                continue;
-            }
-            let is_chosen = self.plan.chosen[out.left.clone()].iter().any(|c| c.packet == number);
-            while self.decoder.send(packet, number, can_skip && !is_chosen)? == Answer::Again {
-                self.receive(out, sink, end, last)?;
+    /// Decodes the segment's pictures; `left` are the chosen frames still to come.
+    fn segment(&mut self, segment: &Segment, left: &mut Range<usize>) -> Result<(), Left> {
+        for place in segment.places.clone() {
+            let is_chosen = self.plan.chosen[left.clone()].iter().any(|c| c.place == place);
+            let Some(picture) = self.plan.picture(segment, place, is_chosen) else { continue };
+            let packet = self.packets.get(picture.packet)?.ok_or(Left::Surprised)?;
+            self.sink.progress().step();
+            let (from, to) = picture.bytes;
+            let part = from as usize..to as usize;
+            if part.end > packet.bytes().len()
+                || self.decoder.send_part(packet, part, place as u32, !is_chosen)? == Answer::Again
+            {
                 return Err(Left::Surprised);
             }
-            self.receive(out, sink, end, last)?;
+            self.receive(left)?;
         }
         self.decoder.drain()?;
-        self.receive(out, sink, end, last)
+        self.receive(left)
     }
 
-    fn receive(
-        &mut self,
-        out: &mut Outputs,
-        sink: &mut dyn FrameSink,
-        end: &mut StreamEnd,
-        last: &mut Option<Pts>,
-    ) -> Result<(), Left> {
+    fn receive(&mut self, left: &mut Range<usize>) -> Result<(), Left> {
         while let Ok(frame) = self.decoder.receive()? {
             if self.decoder.has_complained() {
                 return Err(Left::Surprised);
             }
-            let Some(wanted) = out.left.clone().next().map(|i| self.plan.chosen[i]) else { continue };
-            let rank = out.rank;
-            out.rank += 1;
-            let is_wanted = if self.survey.is_counted {
-                rank == wanted.info.frame_index
-            } else {
-                frame.ordinal() == Some(wanted.packet)
-            };
-            if is_wanted {
-                out.left.start += 1;
-                first_size(end, &frame);
+            let Some(wanted) = left.clone().next().map(|i| self.plan.chosen[i]) else { continue };
+            if frame.ordinal() == Some(wanted.place as u32) {
+                left.start += 1;
+                first_size(self.end, &frame);
                 let surface = Surface::libav(frame, self.stream.orientation, self.stream.sample_aspect);
-                sink.frame(wanted.info, &surface)?;
-                *last = Some(wanted.info.pts);
+                self.sink.frame(wanted.info, &surface)?;
+                *self.last = Some(wanted.info.pts);
             }
         }
         Ok(())
     }
-}
-
-/// What is still to come of a segment.
-struct Outputs {
-    /// Of [`Plan::chosen`].
-    left: std::ops::Range<usize>,
-    /// Of the next picture, where pictures are counted.
-    rank: u32,
 }
 
 fn first_size(end: &mut StreamEnd, frame: &Frame) {
@@ -339,8 +307,10 @@ impl Whole {
                     }
                     let sent = if packet.is_encrypted {
                         Err(Error::NotSupported("encrypted video".into()))
+                    } else if packet.bytes().is_empty() {
+                        Ok(())
                     } else {
-                        self.decoder.send(packet, number, false).map(|_| ())
+                        self.decoder.send(packet, number).map(|_| ())
                     };
                     if let Err(error) = sent {
                         self.fault(error);

@@ -1,5 +1,7 @@
 //! What a packet shows, told from its first bits: what a plan must know of a codec.
 
+use std::ops::Range;
+
 use memchr::memmem;
 
 /// Codecs whose pictures can be counted without decoding them.
@@ -18,9 +20,13 @@ pub(super) enum Codec {
 }
 
 /// One coded picture.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Coded {
-    /// Whether it is shown before the picture that was coded before it.
+    /// Its bytes in the packet, with the headers before it.
+    pub(super) bytes: Range<usize>,
+    /// Whether it is shown.
+    pub(super) is_shown: bool,
+    /// Whether it is shown before the picture that was coded before it, and no other refers to it.
     pub(super) is_b: bool,
 }
 
@@ -40,19 +46,17 @@ impl Codec {
         })
     }
 
-    /// The pictures of a packet, appended to `to`; false if they cannot be told.
+    /// The pictures of a packet, appended to `to`, shown or not; false if they cannot be told.
     pub(super) fn pictures(&mut self, packet: &[u8], to: &mut Vec<Coded>) -> bool {
-        let shows = match self {
+        let is_shown = match self {
             Self::Mpeg4(mpeg4) => return mpeg4.pictures(packet, to),
             // A keyframe is always shown.
             Self::Vp8 => packet.first().is_some_and(|b| b & 0x10 != 0),
             Self::Vp9 => vp9_shows(packet),
             Self::Mpeg2 | Self::Other => !packet.is_empty(),
         };
-        if shows {
-            let is_b = *self == Self::Mpeg2 && mpeg2_is_b(packet);
-            to.push(Coded { is_b });
-        }
+        let is_b = *self == Self::Mpeg2 && mpeg2_is_b(packet);
+        to.push(Coded { bytes: 0..packet.len(), is_shown, is_b });
         true
     }
 }
@@ -99,9 +103,11 @@ impl Mpeg4 {
 
     fn pictures(&mut self, packet: &[u8], to: &mut Vec<Coded>) -> bool {
         const VOP: u8 = 0xB6;
-        let mut rest = packet;
-        while let Some(at) = memmem::find(rest, &[0, 0, 1]) {
-            let Some((code, body)) = rest[at + 3..].split_first() else { break };
+        let (mut at, mut taken) = (0, 0);
+        while let Some(found) = memmem::find(&packet[at..], &[0, 0, 1]) {
+            let start = at + found;
+            at = start + 3;
+            let Some((code, body)) = packet[at..].split_first() else { break };
             match *code {
                 0x20..=0x2F => self.increment_bits = layer_increment_bits(body),
                 VOP => {
@@ -115,12 +121,17 @@ impl Mpeg4 {
                     let is_coded = bits.take(1) == 1;
                     if is_coded {
                         const B: u32 = 2;
-                        to.push(Coded { is_b: kind == B });
+                        // The one before ends here.
+                        if let Some(last) = to.last_mut().filter(|_| taken > 0) {
+                            last.bytes.end = start;
+                        }
+                        let from = if taken > 0 { start } else { 0 };
+                        to.push(Coded { bytes: from..packet.len(), is_shown: true, is_b: kind == B });
+                        taken += 1;
                     }
                 }
                 _ => (),
             }
-            rest = body;
         }
         true
     }
@@ -191,7 +202,7 @@ mod tests {
         let shows = |mut codec: Codec, packet: &[u8]| {
             let mut coded = Vec::new();
             assert!(codec.pictures(packet, &mut coded));
-            coded.len()
+            coded.iter().filter(|c| c.is_shown).count()
         };
         assert_eq!(shows(Codec::Vp8, &[0b0001_0000]), 1);
         assert_eq!(shows(Codec::Vp8, &[0b0000_0001]), 0);
@@ -230,7 +241,12 @@ mod tests {
         packet.extend(vop("00", "1"));
         let found = |codec: &mut Codec, packet: &[u8]| {
             let mut coded = Vec::new();
-            codec.pictures(packet, &mut coded).then(|| coded.iter().map(|c| c.is_b).collect::<Vec<_>>())
+            codec.pictures(packet, &mut coded).then(|| {
+                // Their bytes are all of the packet.
+                assert!(coded.windows(2).all(|pair| pair[0].bytes.end == pair[1].bytes.start));
+                assert!(coded.first().is_none_or(|c| c.bytes.start == 0));
+                coded.iter().map(|c| c.is_b).collect::<Vec<_>>()
+            })
         };
         let mut codec = Codec::of("mpeg4", &[]).unwrap();
         assert_eq!(found(&mut codec, &vop("01", "1")), None, "no layer yet");

@@ -86,10 +86,13 @@ impl Packets {
         Ok(())
     }
 
-    /// The packet of this number; numbers may only grow between calls, unless packets are kept.
+    /// The packet of this number. Cheap for the last one, or one after it, or where packets are kept.
     pub(super) fn get(&mut self, number: u32) -> Result<Option<&Packet>, Error> {
         if !self.kept.is_empty() {
             return Ok(self.kept.get(number as usize));
+        }
+        if number + 1 == self.next {
+            return Ok(Some(&self.current));
         }
         if number < self.next {
             self.restart()?;

@@ -1,4 +1,4 @@
-//! Which packets the chosen frames need.
+//! Which pictures the chosen frames need.
 
 use std::ops::Range;
 
@@ -8,104 +8,96 @@ use crate::{
     item::{FrameInfo, Pts},
 };
 
-/// Packets to decode in one go, starting at a keyframe.
+/// Pictures to decode in one go, starting at a keyframe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Segment {
-    /// Numbers of the packets, to the last that is needed.
-    pub(super) packets: Range<u32>,
-    /// Rank of the picture that the decoder delivers first.
-    pub(super) first_rank: u32,
-    /// Pictures before this time need what came before the segment.
-    pub(super) starts: i64,
-    /// The chosen among its pictures, as indices of [`Plan::chosen`].
+    /// Places in the order of decoding, to the last that is needed.
+    pub(super) places: Range<usize>,
+    /// The chosen among them, as indices of [`Plan::chosen`].
     pub(super) chosen: Range<usize>,
 }
 
-/// A chosen frame, and the packet that it comes in.
+/// A chosen frame, and its place in the order of decoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Chosen {
     pub(super) info: FrameInfo,
-    pub(super) packet: u32,
+    pub(super) place: usize,
 }
 
 /// How to decode the chosen frames, and little else.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Plan {
+pub(super) struct Plan<'a> {
+    pictures: &'a [Picture],
     /// In presentation order.
     pub(super) chosen: Vec<Chosen>,
     pub(super) segments: Vec<Segment>,
 }
 
-impl Plan {
+impl<'a> Plan<'a> {
     /// `None` if the survey could not tell all pictures. The frames are those that
     /// [`Sampler`] chooses when it sees every picture.
-    pub(super) fn new(sampling: Sampling, survey: &Survey) -> Option<Self> {
+    pub(super) fn new(sampling: Sampling, survey: &'a Survey) -> Option<Self> {
         let pictures = survey.pictures.as_ref()?;
         // What comes before the first keyframe may or may not be decodable.
-        if !pictures.first().is_some_and(|first| first.is_key && first.rank == 0) {
+        if !pictures.first().is_some_and(|first| first.is_key && first.rank == Some(0)) {
             return None;
         }
-        let mut plan = Plan { chosen: Vec::new(), segments: Vec::new() };
-        for (info, place) in choose(sampling, survey, pictures) {
-            let picture = pictures[place];
-            let needed_to = needed_to(pictures, place, survey.is_counted);
-            plan.chosen.push(Chosen { info, packet: picture.packet });
-            let n = plan.chosen.len();
-            // A keyframe that the decoder passes anyway is no reason to start again.
-            let start = start(pictures, place);
-            match plan.segments.last_mut() {
-                Some(last) if start.packet < last.packets.end => {
-                    last.packets.end = last.packets.end.max(needed_to);
-                    last.chosen.end = n;
+        let chosen = choose(sampling, survey, pictures);
+        let mut segments: Vec<Segment> = Vec::new();
+        for (i, Chosen { place, .. }) in chosen.iter().enumerate() {
+            let start = start(pictures, *place);
+            match segments.last_mut() {
+                // A keyframe that the decoder passes anyway is no reason to start again.
+                Some(last) if start < last.places.end => {
+                    last.places.end = last.places.end.max(place + 1);
+                    last.chosen.end = i + 1;
                 }
-                _ => plan.segments.push(Segment {
-                    packets: start.packet..needed_to,
-                    first_rank: start.rank,
-                    starts: start.time,
-                    chosen: n - 1..n,
-                }),
+                _ => segments.push(Segment { places: start..place + 1, chosen: i..i + 1 }),
             }
         }
-        Some(plan)
+        Some(Self { pictures, chosen, segments })
     }
 
-    /// Packets that will be decoded.
-    pub(super) fn n_packets(&self) -> u64 {
-        self.segments.iter().map(|s| s.packets.len() as u64).sum()
+    /// Pictures that will be decoded.
+    pub(super) fn n_pictures(&self) -> u64 {
+        self.segments.iter().map(|s| s.places.len() as u64).sum()
+    }
+
+    /// The picture at a place, unless the segment does without it.
+    pub(super) fn picture(&self, segment: &Segment, place: usize, is_chosen: bool) -> Option<Picture> {
+        let picture = self.pictures[place];
+        let first = self.pictures[segment.places.start];
+        // Shown before the keyframe, so made of pictures that are not decoded; nothing else is made of it.
+        let is_leading = place > segment.places.start && picture.rank.is_some() && picture.rank < first.rank;
+        (is_chosen || !(picture.is_b || is_leading)).then_some(picture)
     }
 }
 
-/// The chosen frames in presentation order, each with its place in decoding order.
-fn choose(sampling: Sampling, survey: &Survey, pictures: &[Picture]) -> Vec<(FrameInfo, usize)> {
-    let mut shown: Vec<u32> = vec![0; pictures.len()];
+/// The chosen frames in presentation order.
+fn choose(sampling: Sampling, survey: &Survey, pictures: &[Picture]) -> Vec<Chosen> {
+    let mut shown: Vec<u32> = vec![0; survey.times.pts.len()];
     for (place, picture) in pictures.iter().enumerate() {
-        shown[picture.rank as usize] = place as u32;
+        if let Some(rank) = picture.rank {
+            shown[rank as usize] = place as u32;
+        }
     }
     let mut sampler = Sampler::new(sampling, survey.times.clone());
     let mut chosen = Vec::new();
-    for place in shown {
-        let picture = pictures[place as usize];
-        chosen.extend(sampler.push(Pts { nanos: picture.time }, picture.is_key, place as usize));
+    for (place, pts) in shown.into_iter().zip(&survey.times.pts) {
+        let place = place as usize;
+        chosen.extend(sampler.push(*pts, pictures[place].is_key, place));
     }
     let end = Pts { nanos: survey.end }.max(sampler.packets_end());
     chosen.extend(sampler.finish(end));
-    chosen
+    chosen.into_iter().map(|(info, place)| Chosen { info, place }).collect()
 }
 
 /// The keyframe from which a picture can be decoded: the last one that is neither coded nor shown after
 /// it. What is shown before a keyframe may need what was coded before it.
-fn start(pictures: &[Picture], place: usize) -> Picture {
+fn start(pictures: &[Picture], place: usize) -> usize {
     let wanted = pictures[place];
-    let keys = pictures[..=place].iter().rev().filter(|p| p.is_key && p.rank <= wanted.rank);
-    keys.copied().next().unwrap_or(pictures[0])
-}
-
-/// Number after the last packet that a picture needs. To be counted right, those shown before it must be
-/// decoded as well.
-fn needed_to(pictures: &[Picture], place: usize, is_counted: bool) -> u32 {
-    let wanted = pictures[place];
-    let shown_before = pictures[place + 1..].iter().take_while(|p| is_counted && p.rank < wanted.rank);
-    shown_before.fold(wanted.decoded_with, |last, p| last.max(p.decoded_with)) + 1
+    let is_start = |p: &Picture| p.is_key && p.rank.is_some() && p.rank <= wanted.rank;
+    pictures[..=place].iter().rposition(is_start).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -113,54 +105,57 @@ mod tests {
     use super::*;
     use crate::decode::sample::PacketTimes;
 
-    /// Pictures as text: `K12` is a keyframe shown at 12 ms, `.` any other; one a packet.
+    /// Pictures as text: `K12` is a keyframe shown at 12 ms, `B` refers to none, `.` any other.
     fn survey(text: &str) -> Survey {
-        let parsed: Vec<(bool, i64)> = text
-            .split(' ')
-            .map(|p| (p.starts_with('K'), p[1..].parse::<i64>().unwrap() * 1_000_000))
-            .collect();
-        let mut times: Vec<i64> = parsed.iter().map(|p| p.1).collect();
+        let time = |p: &str| p[1..].parse::<i64>().unwrap() * 1_000_000;
+        let mut times: Vec<i64> = text.split(' ').map(time).collect();
         times.sort_unstable();
-        let pictures = parsed.iter().enumerate().map(|(i, (is_key, time))| Picture {
-            time: *time,
-            rank: times.partition_point(|t| t < time) as u32,
+        let pictures = text.split(' ').enumerate().map(|(i, p)| Picture {
             packet: i as u32,
-            is_key: *is_key,
-            decoded_with: i as u32,
+            bytes: (0, 1),
+            rank: Some(times.partition_point(|t| *t < time(p)) as u32),
+            is_key: p.starts_with('K'),
+            is_b: p.starts_with('B'),
         });
         let end = times[times.len() - 1] + 1_000_000;
+        let pts = times.iter().map(|t| Pts { nanos: *t }).collect();
         Survey {
             pictures: Some(pictures.collect()),
-            times: PacketTimes::new(
-                times.iter().map(|t| Pts { nanos: *t }).collect(),
-                Some(Pts { nanos: end }),
-            ),
-            reorder: 0,
+            times: PacketTimes::new(pts, Some(Pts { nanos: end })),
+            reorder: None,
             end,
-            is_counted: false,
         }
     }
 
     #[test]
     fn only_what_the_chosen_need_is_decoded() {
-        let check = |sampling, text: &str, chosen: &[u32], segments: &[Range<u32>]| {
-            let plan = Plan::new(sampling, &survey(text)).unwrap();
-            let packets: Vec<u32> = plan.chosen.iter().map(|c| c.packet).collect();
-            let ranges: Vec<Range<u32>> = plan.segments.iter().map(|s| s.packets.clone()).collect();
-            assert_eq!((packets.as_slice(), ranges.as_slice()), (chosen, segments), "{sampling:?} of {text}");
+        let check = |sampling, text: &str, chosen: &[usize], segments: &[&[usize]]| {
+            let survey = survey(text);
+            let plan = Plan::new(sampling, &survey).unwrap();
+            let places: Vec<usize> = plan.chosen.iter().map(|c| c.place).collect();
+            let decoded = |s: &Segment| -> Vec<usize> {
+                let is_chosen = |place: usize| places[s.chosen.clone()].contains(&place);
+                s.places.clone().filter(|p| plan.picture(s, *p, is_chosen(*p)).is_some()).collect()
+            };
+            let decoded: Vec<Vec<usize>> = plan.segments.iter().map(decoded).collect();
+            assert_eq!(places, chosen, "{sampling:?} of {text}");
+            assert_eq!(decoded, segments, "{sampling:?} of {text}");
             assert!(plan.chosen.is_sorted_by_key(|c| c.info.pts));
         };
         let closed = "K0 .1 .2 .3 K4 .5 .6 .7";
-        check(Sampling::EveryMs(6), closed, &[0, 6], &[0..1, 4..7]);
-        check(Sampling::EveryMs(2), closed, &[0, 2, 4, 6], &[0..3, 4..7]);
-        check(Sampling::Count(1), closed, &[4], &[4..5]);
-        check(Sampling::Keyframes, closed, &[0, 4], &[0..1, 4..5]);
-        // An open group: 2 and 3 are coded after the keyframe of 4 and need the one before it. The
-        // keyframe is passed on the way, so 5 goes on from there.
+        check(Sampling::EveryMs(6), closed, &[0, 6], &[&[0], &[4, 5, 6]]);
+        check(Sampling::EveryMs(2), closed, &[0, 2, 4, 6], &[&[0, 1, 2], &[4, 5, 6]]);
+        check(Sampling::Count(1), closed, &[4], &[&[4]]);
+        check(Sampling::Keyframes, closed, &[0, 4], &[&[0], &[4]]);
+        // An open group: 2 and 3 are coded after the keyframe of 4 and need the one before it.
         let open = "K0 .1 K4 .2 .3 .5";
-        check(Sampling::EveryMs(5), open, &[0, 5], &[0..1, 2..6]);
-        check(Sampling::EveryMs(3), open, &[0, 4], &[0..5]);
-        check(Sampling::EveryMs(2), open, &[0, 3, 2], &[0..4]);
+        check(Sampling::EveryMs(5), open, &[0, 5], &[&[0], &[2, 5]]);
+        check(Sampling::EveryMs(3), open, &[0, 4], &[&[0, 1, 2, 3, 4]]);
+        check(Sampling::EveryMs(2), open, &[0, 3, 2], &[&[0, 1, 2, 3]]);
+        // To what nothing refers need not be decoded, unless it is chosen.
+        let b = "K0 .2 B1 .4 B3 .6 B5";
+        check(Sampling::EveryMs(5), b, &[0, 6], &[&[0, 1, 3, 5, 6]]);
+        check(Sampling::EveryMs(4), b, &[0, 3], &[&[0, 1, 3]]);
         // What comes before the first keyframe cannot be foretold.
         for cut in [".0 .1 K2", "K2 .0 .1"] {
             assert_eq!(Plan::new(Sampling::EveryMs(2), &survey(cut)), None);

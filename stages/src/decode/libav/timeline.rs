@@ -88,7 +88,7 @@ impl Timeline {
             return Told { span, is_counted_on };
         }
         // A packet of two pictures lends one to the next packet that has none.
-        self.n_ahead += self.coded.len();
+        self.n_ahead += self.coded.iter().filter(|c| c.is_shown).count();
         let is_filled = self.n_ahead > 0;
         self.n_ahead = self.n_ahead.saturating_sub(1);
         Told { span: span.filter(|_| is_filled), is_counted_on }
