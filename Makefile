@@ -7,7 +7,8 @@ SHELL := /bin/bash
 export CLIPMILL_HOME ?= $(or $(XDG_DATA_HOME),$(HOME)/.local/share)/clipmill
 
 # Names are the same on Debian 12 and Ubuntu 24.04.
-BUILD_PACKAGES := build-essential pkg-config libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev
+BUILD_PACKAGES := build-essential pkg-config libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev \
+	libavformat-dev libavcodec-dev libavutil-dev libswscale-dev
 RUN_PACKAGES := gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad \
 	gstreamer1.0-plugins-ugly gstreamer1.0-libav
 SETUP_PACKAGES := python3 python3-venv ca-certificates

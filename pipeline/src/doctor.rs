@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use gstreamer as gst;
+use kernels::ffi::libav;
 use stages::{encode, encode::joint::JointSpace, model::Home};
 
 /// One line of the diagnosis.
@@ -27,34 +28,26 @@ pub enum State {
     Needed,
 }
 
-/// GStreamer elements, by the Debian package that brings them; the first ones are needed by all runs.
-const ELEMENTS: &[(&str, &str, bool, &[&str])] = &[
+/// GStreamer elements, by the Debian package that brings them. FFmpeg decodes where they are missing.
+const ELEMENTS: &[(&str, &str, &[&str])] = &[
+    ("GStreamer core", "gstreamer1.0-plugins-base", &["appsrc", "appsink", "decodebin3", "videoconvert"]),
     (
-        "GStreamer core",
-        "gstreamer1.0-plugins-base",
-        true,
-        &["appsrc", "appsink", "decodebin3", "videoconvert"],
-    ),
-    (
-        "MP4, AVI, Matroska, FLV",
+        "GStreamer: MP4, AVI, Matroska, FLV",
         "gstreamer1.0-plugins-good",
-        true,
         &["qtdemux", "avidemux", "matroskademux", "flvdemux"],
     ),
     (
-        "H.264, H.265, MPEG-4, VP8, VP9",
+        "GStreamer: H.264, H.265, MPEG-4, VP8, VP9",
         "gstreamer1.0-libav",
-        true,
         &["avdec_h264", "avdec_h265", "avdec_mpeg4", "avdec_vp8", "avdec_vp9", "avdec_mjpeg"],
     ),
     (
-        "transport streams, parsers, AV1, MXF",
+        "GStreamer: transport streams, parsers, AV1, MXF",
         "gstreamer1.0-plugins-bad",
-        false,
         &["tsdemux", "mpegpsdemux", "mxfdemux", "h264parse", "h265parse", "av1dec", "av1parse"],
     ),
-    ("Windows Media, RealMedia", "gstreamer1.0-plugins-ugly", false, &["asfdemux", "rmdemux"]),
-    ("Ogg Theora", "gstreamer1.0-plugins-base", false, &["oggdemux", "theoradec"]),
+    ("GStreamer: Windows Media, RealMedia", "gstreamer1.0-plugins-ugly", &["asfdemux", "rmdemux"]),
+    ("GStreamer: Ogg Theora", "gstreamer1.0-plugins-base", &["oggdemux", "theoradec"]),
 ];
 
 /// Looks at everything.
@@ -62,20 +55,21 @@ pub fn examine(home: &Home) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut add =
         |state, what: &str, told: String| findings.push(Finding { state, what: what.to_owned(), told });
+    let [format, codec] = libav::versions();
+    add(State::Here, "FFmpeg", format!("libavformat {format}, libavcodec {codec}"));
     match gst::init() {
         Ok(()) => add(State::Here, "GStreamer", gst::version_string().to_string()),
         Err(e) => {
-            add(State::Needed, "GStreamer", format!("does not start: {e}; apt-get install libgstreamer1.0-0"))
+            add(State::Optional, "GStreamer", format!("does not start: {e}; apt-get install libgstreamer1.0-0"))
         }
     }
-    for (what, package, is_needed, elements) in ELEMENTS {
+    for (what, package, elements) in ELEMENTS {
         let missing: Vec<&str> =
             elements.iter().copied().filter(|e| gst::ElementFactory::find(e).is_none()).collect();
         if missing.is_empty() {
             add(State::Here, what, elements.join(", "));
         } else {
-            let state = if *is_needed { State::Needed } else { State::Optional };
-            add(state, what, format!("lacks {}; apt-get install {package}", missing.join(", ")));
+            add(State::Optional, what, format!("lacks {}; apt-get install {package}", missing.join(", ")));
         }
     }
     let library = home.onnxruntime();

@@ -61,7 +61,7 @@ pub const MPEG4_B_AVI: Form = form(
 );
 /// Uncompressed, in a layout that our kernels do not read as it is.
 pub const YUY2_AVI: Form =
-    form("yuy2", "avi", ["raw", "avi"], "videoconvert name=enc ! video/x-raw,format=YUY2", "avimux");
+    form("yuy2", "avi", ["rawvideo", "avi"], "videoconvert name=enc ! video/x-raw,format=YUY2", "avimux");
 /// H.264 with B-frames, the index at the end.
 pub const H264_MP4: Form = form("h264", "mp4", ["h264", "mp4"], x264!(2), "mp4mux");
 /// H.264 with B-frames, the index at the start.
