@@ -15,7 +15,7 @@ use crate::decode::container::Container;
 /// Packets of a short clip are kept between the two passes, instead of read twice.
 const KEPT_BYTES: usize = 4 << 20;
 /// A demuxer seldom looks further back than this: mapped pages behind it are released.
-const MAPPED_BYTES: usize = 8 << 20;
+const MAPPED_BYTES: usize = 2 << 20;
 
 pub(super) struct Packets {
     file: Arc<MappedFile>,
