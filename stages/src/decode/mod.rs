@@ -186,11 +186,16 @@ impl Decode {
                 Running { events: received, decoding: Some(decoding) }.forward(out, watch)
             });
             let refused = match &finished {
-                Ok(Finished { n_sampled: 0, result: Err(reason @ Reason::Unsupported(_)), .. }) => reason,
-                Err(Stopped::Reject(reason @ Reason::Unsupported(_))) => reason,
+                Ok(Finished { n_sampled: 0, result: Err(reason), .. }) => reason,
+                Err(Stopped::Reject(reason)) => reason,
                 _ => return finished,
             };
-            unsupported.get_or_insert_with(|| refused.clone());
+            match (&unsupported, refused) {
+                (None, Reason::Unsupported(_)) => unsupported = Some(refused.clone()),
+                (None, _) => return finished,
+                // The first decoder knew best what is wrong.
+                (Some(_), _) => (),
+            }
         }
         Err(Stopped::Reject(unsupported.unwrap_or_else(|| Reason::Unsupported("no decoder".into()))))
     }
