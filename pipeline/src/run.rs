@@ -174,10 +174,6 @@ fn on_ctrl_c(stop: &Stop) {
 
 /// CPU seconds of this process, all threads.
 pub fn cpu_seconds() -> f64 {
-    // proc(5): fields 14 and 15 of stat, in ticks, which Linux fixes at 100 a second for readers.
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let ticks: u64 =
-        after_name.split_whitespace().skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum();
-    ticks as f64 / 100.0
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
