@@ -38,7 +38,8 @@ macro_rules! x264 {
     };
 }
 
-const fn form(
+/// A form; the encoder and the muxer are elements as `gst-launch-1.0` takes them.
+pub const fn form(
     name: &'static str,
     extension: &'static str,
     [codec, container]: [&'static str; 2],
@@ -120,6 +121,8 @@ pub enum Show {
     Colour([u8; 3]),
     /// White above black.
     WhiteAbove,
+    /// As `Count`, with a texture that wanders by: every picture is best made of others.
+    Wander,
     /// A pattern of `videotestsrc`, for pictures that take space.
     Pattern(&'static str),
 }
@@ -154,6 +157,11 @@ impl Clip {
         Self { n_frames: 25, show: Show::Colour(yuv), ..Self::counting(form) }
     }
 
+    /// Two seconds that count their frames and cannot be decoded without the right references.
+    pub fn wandering(form: Form) -> Self {
+        Self { show: Show::Wander, ..Self::counting(form) }
+    }
+
     /// A few seconds of noise, so that a cut-off file still holds pictures.
     pub fn noisy(form: Form) -> Self {
         Self { n_frames: 75, show: Show::Pattern("snow"), ..Self::counting(form) }
@@ -167,6 +175,8 @@ pub struct Made {
     pub path: PathBuf,
     /// Presentation time of each frame, from the first.
     pub pts_ns: Vec<i64>,
+    /// When the last frame ends.
+    pub end_ns: i64,
     /// Numbers of the frames that the encoder made keyframes.
     pub keyframes: Vec<u32>,
 }
@@ -178,19 +188,67 @@ pub const GREEN: [u8; 3] = [145, 54, 34];
 /// Blue in limited-range BT.601.
 pub const BLUE: [u8; 3] = [41, 240, 110];
 
+/// A picture before it is coded.
+#[derive(Clone, Debug)]
+pub struct Drawn {
+    /// When it is shown.
+    pub at_ns: u64,
+    /// For how long.
+    pub lasts_ns: u64,
+    /// Its planes, in GStreamer's own layout.
+    pub i420: Vec<u8>,
+}
+
+impl Clip {
+    /// The pictures, one after another.
+    pub fn pictures(&self) -> Vec<Drawn> {
+        let at = |n: u64| n * 1_000_000_000 / self.fps;
+        let drawn = |n| Drawn { at_ns: at(n), lasts_ns: at(n + 1) - at(n), i420: picture(self, n) };
+        (0..self.n_frames as u64).map(drawn).collect()
+    }
+
+    /// What GStreamer calls such pictures.
+    pub fn caps(&self) -> String {
+        let Self { width, height, fps, .. } = self;
+        format!(
+            "video/x-raw,format=I420,width={width},height={height},framerate={fps}/1,\
+             pixel-aspect-ratio=1/1,interlace-mode=progressive,colorimetry=bt601"
+        )
+    }
+}
+
 /// Makes a clip at `path`.
 pub fn make_at(path: &Path, clip: &Clip) -> Made {
+    let made = match clip.show {
+        Show::Pattern(pattern) => {
+            let source =
+                format!("videotestsrc num-buffers={} pattern={pattern} ! {}", clip.n_frames, clip.caps());
+            let keyframes = code(path, clip.form, &source, Vec::new());
+            let at = |n: u64| (n * 1_000_000_000 / clip.fps) as i64;
+            let n_frames = clip.n_frames as u64;
+            let pts_ns = (0..n_frames).map(at).collect();
+            Made { path: path.to_owned(), pts_ns, end_ns: at(n_frames), keyframes }
+        }
+        _ => record(path, clip.form, &clip.caps(), clip.pictures()),
+    };
+    if clip.turn > 0 {
+        write_turn(path, clip.turn);
+    }
+    made
+}
+
+/// Makes a clip of given pictures.
+pub fn record(path: &Path, form: Form, caps: &str, pictures: Vec<Drawn>) -> Made {
+    let pts_ns = pictures.iter().map(|p| p.at_ns as i64).collect();
+    let end_ns = pictures.last().map_or(0, |p| (p.at_ns + p.lasts_ns) as i64);
+    let keyframes = code(path, form, &format!("appsrc name=src format=time caps=\"{caps}\""), pictures);
+    Made { path: path.to_owned(), pts_ns, end_ns, keyframes }
+}
+
+/// Runs the encoder and the muxer; numbers of the keyframes.
+fn code(path: &Path, form: Form, source: &str, pictures: Vec<Drawn>) -> Vec<u32> {
     gst::init().unwrap();
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-    let Clip { form, width, height, fps, n_frames, show, turn } = *clip;
-    let caps = format!(
-        "video/x-raw,format=I420,width={width},height={height},framerate={fps}/1,pixel-aspect-ratio=1/1,\
-         interlace-mode=progressive,colorimetry=bt601"
-    );
-    let source = match show {
-        Show::Pattern(pattern) => format!("videotestsrc num-buffers={n_frames} pattern={pattern} ! {caps}"),
-        _ => format!("appsrc name=src format=time caps=\"{caps}\""),
-    };
     let text =
         format!("{source} ! {} ! {} ! filesink location=\"{}\"", form.encoder, form.muxer, path.display());
     let pipeline = launch(&text);
@@ -209,24 +267,22 @@ pub fn make_at(path: &Path, clip: &Clip) -> Made {
     });
     pipeline.set_state(gst::State::Playing).unwrap();
     if let Some(source) = pipeline.by_name("src") {
-        let source = source.downcast::<gst_app::AppSrc>().unwrap();
-        for frame in 0..n_frames as u64 {
-            let mut buffer = gst::Buffer::from_mut_slice(picture(clip, frame));
-            let at = |n: u64| gst::ClockTime::from_nseconds(n * 1_000_000_000 / fps);
-            let fields = buffer.get_mut().unwrap();
-            fields.set_pts(at(frame));
-            fields.set_duration(at(frame + 1) - at(frame));
-            source.push_buffer(buffer).unwrap();
-        }
-        source.end_of_stream().unwrap();
+        push(&source.downcast::<gst_app::AppSrc>().unwrap(), pictures);
     }
     finish(&pipeline, &text);
-    if turn > 0 {
-        write_turn(path, turn);
+    keyframes(packets.lock().unwrap().clone())
+}
+
+/// Feeds a source to its end.
+pub(crate) fn push(source: &gst_app::AppSrc, pictures: Vec<Drawn>) {
+    for Drawn { at_ns, lasts_ns, i420 } in pictures {
+        let mut buffer = gst::Buffer::from_mut_slice(i420);
+        let fields = buffer.get_mut().unwrap();
+        fields.set_pts(gst::ClockTime::from_nseconds(at_ns));
+        fields.set_duration(gst::ClockTime::from_nseconds(lasts_ns));
+        source.push_buffer(buffer).unwrap();
     }
-    let keyframes = keyframes(packets.lock().unwrap().clone());
-    let pts_ns = (0..n_frames as u64).map(|n| (n * 1_000_000_000 / fps) as i64).collect();
-    Made { path: path.to_owned(), pts_ns, keyframes }
+    source.end_of_stream().unwrap();
 }
 
 /// Writes the matrix of a turned track (ISO/IEC 14496-12, `tkhd`), which GStreamer 1.22 cannot. The
@@ -300,21 +356,17 @@ pub fn make_still(path: &Path, encoder: &str, [y, u, v]: [u8; 3]) {
     );
     let pipeline = launch(&text);
     pipeline.set_state(gst::State::Playing).unwrap();
-    let source = pipeline.by_name("src").unwrap().downcast::<gst_app::AppSrc>().unwrap();
-    let clip = Clip::coloured(MJPEG_AVI, [y, u, v]);
-    let mut buffer = gst::Buffer::from_mut_slice(picture(&clip, 0));
-    buffer.get_mut().unwrap().set_pts(gst::ClockTime::ZERO);
-    source.push_buffer(buffer).unwrap();
-    source.end_of_stream().unwrap();
+    let clip = Clip { n_frames: 1, ..Clip::coloured(MJPEG_AVI, [y, u, v]) };
+    push(&pipeline.by_name("src").unwrap().downcast().unwrap(), clip.pictures());
     finish(&pipeline, &text);
 }
 
-fn launch(text: &str) -> gst::Pipeline {
+pub(crate) fn launch(text: &str) -> gst::Pipeline {
     let parsed = gst::parse::launch(text).unwrap_or_else(|e| panic!("{text}: {e}"));
     parsed.downcast::<gst::Pipeline>().unwrap()
 }
 
-fn finish(pipeline: &gst::Pipeline, text: &str) {
+pub(crate) fn finish(pipeline: &gst::Pipeline, text: &str) {
     let wanted = [gst::MessageType::Eos, gst::MessageType::Error];
     let limit = gst::ClockTime::from_seconds(60);
     let message = pipeline.bus().unwrap().timed_pop_filtered(limit, &wanted);
@@ -330,14 +382,27 @@ fn finish(pipeline: &gst::Pipeline, text: &str) {
 fn picture(clip: &Clip, frame: u64) -> Vec<u8> {
     let (w, h) = (clip.width, clip.height);
     assert!(w % 8 == 0 && h % 2 == 0, "this writes no padding");
-    let (luma, [u, v]): (Box<dyn Fn(usize) -> u8>, [u8; 2]) = match clip.show {
-        Show::Count => (Box::new(move |_| (16 + 4 * frame) as u8), [128, 128]),
-        Show::Colour([y, u, v]) => (Box::new(move |_| y), [u, v]),
-        Show::WhiteAbove => (Box::new(move |row| if row < h / 2 { 235 } else { 16 }), [128, 128]),
+    type Luma = Box<dyn Fn(usize, usize) -> u8>;
+    let (luma, [u, v]): (Luma, [u8; 2]) = match clip.show {
+        Show::Count => (Box::new(move |_, _| (16 + 4 * frame) as u8), [128, 128]),
+        Show::Colour([y, u, v]) => (Box::new(move |_, _| y), [u, v]),
+        Show::WhiteAbove => (Box::new(move |row, _| if row < h / 2 { 235 } else { 16 }), [128, 128]),
+        Show::Wander => (Box::new(move |row, column| wander(frame, row, column)), [128, 128]),
         Show::Pattern(_) => panic!("patterns are drawn by videotestsrc"),
     };
-    let mut bytes: Vec<u8> = (0..h).flat_map(|row| vec![luma(row); w]).collect();
+    let samples = (0..h).flat_map(|row| (0..w).map(move |column| (row, column)));
+    let mut bytes: Vec<u8> = samples.map(|(row, column)| luma(row, column)).collect();
     bytes.extend(vec![u; w / 2 * (h / 2)]);
     bytes.extend(vec![v; w / 2 * (h / 2)]);
     bytes
+}
+
+/// Cells of random shade, which go left by three samples a frame and up by one.
+pub fn wander(frame: u64, row: usize, column: usize) -> u8 {
+    const CELL: u64 = 4;
+    let cell = (((row as u64 + frame) / CELL) << 32) | ((column as u64 + 3 * frame) / CELL);
+    let random = cell.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let random = (random ^ random >> 29).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 40;
+    // ±8 about the frame's own brightness.
+    (16 + 4 * frame + random % 17) as u8 - 8
 }

@@ -3,8 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot prepare its ground fails, here as well")]
 
 pub mod clips;
+pub mod decoding;
 pub mod onnx;
+pub mod packets;
 pub mod run;
+pub mod written;
 
 use std::path::PathBuf;
 

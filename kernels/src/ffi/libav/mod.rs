@@ -299,6 +299,8 @@ pub enum Answer {
 /// A software decoder of one stream.
 pub struct Decoder {
     raw: NonNull<sys::Decoder>,
+    /// For the next picture, left from asking in vain.
+    spare: Option<Frame>,
 }
 
 // SAFETY: FFmpeg's contexts are not bound to the thread that made them.
@@ -314,7 +316,7 @@ impl Decoder {
         let code =
             unsafe { sys::clipmill_av_decoder_open(input.raw.as_ptr(), threads as c_int, reorder, &mut raw) };
         check(code)?;
-        Ok(Self { raw: NonNull::new(raw).ok_or(Error::OutOfMemory)? })
+        Ok(Self { raw: NonNull::new(raw).ok_or(Error::OutOfMemory)?, spare: None })
     }
 
     /// FFmpeg's name of it, such as `libdav1d`.
@@ -375,11 +377,14 @@ impl Decoder {
 
     /// The next frame in presentation order.
     pub fn receive(&mut self) -> Result<Result<Frame, Answer>, Error> {
-        let frame = Frame::new()?;
-        // SAFETY: both are owned.
+        let frame = self.spare.take().map_or_else(Frame::new, Ok)?;
+        // SAFETY: both are owned; an empty frame stays empty unless it is filled.
         match answer(unsafe { sys::clipmill_av_receive(self.raw.as_ptr(), frame.raw.as_ptr()) })? {
             Answer::Done => Ok(Ok(frame)),
-            other => Ok(Err(other)),
+            other => {
+                self.spare = Some(frame);
+                Ok(Err(other))
+            }
         }
     }
 }

@@ -19,7 +19,7 @@ use std::{
     thread,
 };
 
-use crossbeam_channel::{Sender, unbounded};
+use crossbeam_channel::{SendError, Sender, unbounded};
 use kernels::mapped_file::MappedFile;
 
 use super::{
@@ -75,23 +75,26 @@ impl Decoder for LibavDecoder {
     ) -> Result<Box<dyn Decoding>, Reason> {
         // A worker that is still busy was given up: it ends by itself, if ever.
         self.worker = self.worker.take().filter(|w| !w.is_busy.load(Ordering::Acquire));
-        let worker = self.worker.get_or_insert_with(Worker::start);
         let stop = Arc::new(AtomicBool::new(false));
-        let sink = Box::new(Ending { sink, is_busy: worker.is_busy.clone() });
-        let job = Job {
+        let job = |is_busy: &Arc<AtomicBool>| Job {
             file: file.clone(),
             sampling,
             plan: self.plan,
             threads: self.threads,
             cores: self.cores.clone(),
             stop: stop.clone(),
-            sink,
+            sink: Box::new(Ending { sink, is_busy: is_busy.clone() }),
         };
+        let worker = self.worker.get_or_insert_with(Worker::start);
         worker.is_busy.store(true, Ordering::Release);
-        worker.jobs.send(job).map_err(|_| Reason::Corrupt {
-            last_good: None,
-            detail: "the decoder's thread is gone".into(),
-        })?;
+        if let Err(SendError(job)) = worker.jobs.send(job(&worker.is_busy)) {
+            // The thread died of a panic, after the end of its last clip.
+            let worker = self.worker.insert(Worker::start());
+            worker.jobs.send(job).map_err(|_| Reason::Corrupt {
+                last_good: None,
+                detail: "the decoder's thread does not start".into(),
+            })?;
+        }
         Ok(Box::new(UnderWay { stop }))
     }
 }
