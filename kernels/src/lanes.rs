@@ -1,19 +1,15 @@
-//! The inner loops of preprocessing, over blocks of sixteen rows.
+//! The inner loops of preprocessing.
 //!
-//! Each loop has a plain form, which is also compiled for AVX2 with FMA. The two that weigh samples
-//! and the transposition have forms by hand besides, for AVX2 and AVX-512. The CPU chooses at run
-//! time.
+//! Each is written once, over [`vector::Vector`], and compiled for AVX-512, for AVX2 with FMA, for NEON,
+//! and for any CPU. The CPU chooses at run time.
 
-#[cfg(target_arch = "x86_64")]
+mod blocks;
 pub mod rows;
-#[cfg(target_arch = "x86_64")]
-mod sixteen;
+mod vector;
 
-#[cfg(target_arch = "x86_64")]
-use crate::aligned::AlignedFloats;
-use crate::resample::Taps;
+use crate::{aligned::AlignedFloats, resample::Taps};
 
-/// Rows in a block: two AVX2 registers of `f32`.
+/// Rows in a block.
 pub const ROWS: usize = 16;
 
 /// Sample type of a plane.
@@ -52,24 +48,28 @@ impl Sample for Word {
 pub struct Weights {
     /// First source sample of each output.
     pub start: Vec<usize>,
-    /// Source samples per output.
+    /// Most source samples per output.
     pub width: usize,
     /// `start.len() * width` weights.
-    pub values: Vec<f32>,
+    values: Vec<f32>,
+    /// Weights of each output up to the last that is not zero.
+    used: Vec<usize>,
 }
 
 impl From<Taps> for Weights {
     fn from(taps: Taps) -> Self {
-        let values = taps.weights.iter().map(|w| *w as f32).collect();
-        Self { start: taps.start, width: taps.width, values }
+        let values: Vec<f32> = taps.weights.iter().map(|w| *w as f32).collect();
+        let used = |weights: &[f32]| weights.iter().rposition(|w| *w != 0.0).map_or(0, |last| last + 1);
+        let used = values.chunks_exact(taps.width).map(used).collect();
+        Self { start: taps.start, width: taps.width, values, used }
     }
 }
 
 impl Weights {
-    /// Weights of output `i`.
+    /// Weights of output `i`, without surplus ones at the end.
     #[inline(always)]
     pub fn of(&self, i: usize) -> &[f32] {
-        &self.values[i * self.width..(i + 1) * self.width]
+        &self.values[i * self.width..][..self.used[i]]
     }
 }
 
@@ -105,9 +105,12 @@ enum Kind {
     /// AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// AVX-512 where it pays, AVX2 and FMA elsewhere.
+    /// AVX-512F, and AVX2 to transpose.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// What every 64-bit ARM has.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 impl Lanes {
@@ -119,17 +122,9 @@ impl Lanes {
     /// What every CPU of the target has.
     pub const PORTABLE: Self = Self(Kind::Portable);
 
-    /// Whether pictures can go the way by rows.
-    pub fn has_rows(self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        let has_rows = self.0 == Kind::Avx512;
-        #[cfg(not(target_arch = "x86_64"))]
-        let has_rows = false;
-        has_rows
-    }
-
     /// All that this CPU has, the widest last.
     pub fn all() -> Vec<Self> {
+        #[allow(unused_mut, reason = "not every target has others")]
         let mut all = vec![Self::PORTABLE];
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -138,247 +133,130 @@ impl Lanes {
                 all.push(Self(Kind::Avx512));
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        all.push(Self(Kind::Neon));
         all
     }
 }
 
 #[inline(always)]
-fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FUSED { a.mul_add(b, c) } else { a * b + c }
+fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
+    // Elsewhere `mul_add` may be a call.
+    if cfg!(any(target_feature = "fma", target_arch = "aarch64")) { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// Declares `$name`, which picks `$body::<true>` compiled for AVX2 or `$body::<false>`.
-macro_rules! per_lanes {
-    ($(#[$doc:meta])* $name:ident, $body:ident, ($($arg:ident: $kind:ty),* $(,)?)) => {
-        impl Lanes {
-            $(#[$doc])*
-            // The arguments are one loop's; a struct for each would only rename them.
-            #[allow(clippy::too_many_arguments)]
-            pub fn $name(self, $($arg: $kind),*) {
-                #[cfg(target_arch = "x86_64")]
-                #[target_feature(enable = "avx2,fma")]
-                fn wide($($arg: $kind),*) {
-                    $body::<true>($($arg),*)
-                }
-                match self.0 {
-                    Kind::Portable => $body::<false>($($arg),*),
-                    // SAFETY: these two are made by `all` alone, after it found AVX2 and FMA.
-                    #[cfg(target_arch = "x86_64")]
-                    Kind::Avx2 | Kind::Avx512 => unsafe { wide($($arg),*) },
-                }
-            }
-        }
-    };
-}
-
-impl Lanes {
-    /// Adds source rows up: `out[x]` is the sum over `j` of `weights[j]` times the sample `x` of row
-    /// `j`, rows being `stride` bytes apart from the start of `source`.
-    pub fn weigh_rows<S: Sample>(self, source: &[u8], stride: usize, weights: &[f32], out: &mut [f32]) {
-        let done = match self.0 {
-            Kind::Portable => 0,
-            // SAFETY: these two are made by `all` alone, after it found the features.
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 => unsafe { weigh_rows_avx2::<S>(source, stride, weights, out) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 => unsafe { weigh_rows_avx512::<S>(source, stride, weights, out) },
-        };
-        weigh_rows::<S>(&source[done * S::BYTES..], stride, weights, &mut out[done..]);
-    }
-
-    /// [`rows::weigh_across`] for these lanes, which must have it: see [`Lanes::has_rows`].
-    #[cfg(target_arch = "x86_64")]
-    pub fn weigh_across<S: Sample>(
-        self,
-        source: &[u8],
-        stride: usize,
-        n: usize,
-        floats: &mut AlignedFloats,
-        weights: &rows::GroupedWeights,
-        out: &mut [f32],
-    ) {
-        assert!(self.has_rows());
-        // SAFETY: that kind is made by `all` alone, after it found AVX-512F.
-        unsafe { rows::weigh_across::<S>(source, stride, n, floats, weights, out) }
-    }
-
-    /// [`rows::rgb_row`] for these lanes, which must have it: see [`Lanes::has_rows`].
-    #[cfg(target_arch = "x86_64")]
-    pub fn rgb_row(self, yuv: [rows::Rows<'_>; 3], m: Coefficients, n: Normalize, rgb: [&mut [f32]; 3]) {
-        assert!(self.has_rows());
-        // SAFETY: that kind is made by `all` alone, after it found AVX-512F.
-        unsafe { rows::rgb_row(yuv, m, n, rgb) }
-    }
-
-    /// Adds columns up: `out[x][row]` is the sum of `columns[weights.start[x] - first + j][row]`
-    /// under the weights of `x`; columns and outputs are [`ROWS`] values each.
-    pub fn weigh_columns(self, columns: &[f32], first: usize, weights: &Weights, out: &mut [f32]) {
-        match self.0 {
-            Kind::Portable => weigh_columns(columns, first, weights, out),
-            // SAFETY: these two are made by `all` alone, after it found the features.
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 => unsafe { weigh_columns_avx2(columns, first, weights, out) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 => unsafe { weigh_columns_avx512(columns, first, weights, out) },
-        }
-    }
-}
-
-/// The loops of [`sixteen`] in functions that have the features of a vector type.
-#[cfg(target_arch = "x86_64")]
-macro_rules! wide_loops {
-    ($rows:ident, $columns:ident, $vector:ident, $features:literal) => {
-        /// # Safety
-        /// The CPU has the features that it enables.
-        #[target_feature(enable = $features)]
-        unsafe fn $rows<S: Sample>(source: &[u8], stride: usize, weights: &[f32], out: &mut [f32]) -> usize {
-            use sixteen::{weigh_rows, $vector};
-            // SAFETY: this function has the features. Called by name, not by pointer, so that the loop is
-            // inlined here and has them too.
-            unsafe {
-                match S::BYTES {
-                    2 => weigh_rows::<$vector, true>(source, stride, weights, out),
-                    _ => weigh_rows::<$vector, false>(source, stride, weights, out),
-                }
-            }
-        }
-
-        /// # Safety
-        /// The CPU has the features that it enables.
-        #[target_feature(enable = $features)]
-        unsafe fn $columns(columns: &[f32], first: usize, weights: &Weights, out: &mut [f32]) {
-            // SAFETY: this function has the features.
-            unsafe { sixteen::weigh_columns::<sixteen::$vector>(columns, first, weights, out) }
-        }
-    };
-}
-
-#[cfg(target_arch = "x86_64")]
-wide_loops!(weigh_rows_avx2, weigh_columns_avx2, Avx2, "avx2,fma");
-#[cfg(target_arch = "x86_64")]
-wide_loops!(weigh_rows_avx512, weigh_columns_avx512, Avx512, "avx512f");
-
-fn weigh_rows<S: Sample>(source: &[u8], stride: usize, weights: &[f32], out: &mut [f32]) {
-    for (x, sum) in out.iter_mut().enumerate() {
-        *sum = 0.0;
-        for (j, weight) in weights.iter().enumerate() {
-            *sum += S::read(&source[j * stride + x * S::BYTES..]) * weight;
-        }
-    }
-}
-
-fn weigh_columns(columns: &[f32], first: usize, weights: &Weights, out: &mut [f32]) {
-    for (i, out) in out.chunks_exact_mut(ROWS).take(weights.start.len()).enumerate() {
-        out.fill(0.0);
-        let columns = &columns[(weights.start[i] - first) * ROWS..];
-        for (column, weight) in columns.chunks_exact(ROWS).zip(weights.of(i)) {
-            for (sum, value) in out.iter_mut().zip(column) {
-                *sum += value * weight;
-            }
-        }
-    }
-}
+/// Floats from here to twice as much are whole numbers.
+const WHOLE: f32 = (1 << 23) as f32;
 
 /// To the nearest whole number from 0 to 255, as a picture of bytes would hold it: the models were
 /// trained on such pictures.
 #[inline(always)]
 fn to_byte_value(value: f32) -> f32 {
-    value.clamp(0.0, 255.0).round_ties_even()
+    // The sum is rounded, to even where it is a tie. (`round_ties_even` is a call where SSE4.1 is not
+    // taken for granted.)
+    value.clamp(0.0, 255.0) + WHOLE - WHOLE
 }
 
-per_lanes! {
-    /// Y, U and V samples to normalized R, G and B, in place.
-    yuv_to_rgb, yuv_to_rgb,
-    (y: &mut [f32], u: &mut [f32], v: &mut [f32], m: Coefficients, n: Normalize)
-}
-
-#[inline(always)]
-fn yuv_to_rgb<const FUSED: bool>(y: &mut [f32], u: &mut [f32], v: &mut [f32], m: Coefficients, n: Normalize) {
-    for ((y, u), v) in y.iter_mut().zip(u.iter_mut()).zip(v.iter_mut()) {
-        let luma = (*y - m.black) * m.luma;
-        let (pb, pr) = (*u - m.centre, *v - m.centre);
-        let red = multiply_add::<FUSED>(m.rv, pr, luma);
-        let green = multiply_add::<FUSED>(m.gu, pb, multiply_add::<FUSED>(m.gv, pr, luma));
-        let blue = multiply_add::<FUSED>(m.bu, pb, luma);
-        *y = multiply_add::<FUSED>(to_byte_value(red), n.scale[0], n.bias[0]);
-        *u = multiply_add::<FUSED>(to_byte_value(green), n.scale[1], n.bias[1]);
-        *v = multiply_add::<FUSED>(to_byte_value(blue), n.scale[2], n.bias[2]);
-    }
-}
-
-per_lanes! {
-    /// Samples of one colour to their normalized value, in place.
-    level, level,
-    (values: &mut [f32], black: f32, gain: f32, scale: f32, bias: f32)
-}
-
-#[inline(always)]
-fn level<const FUSED: bool>(values: &mut [f32], black: f32, gain: f32, scale: f32, bias: f32) {
-    for value in values {
-        *value = multiply_add::<FUSED>(to_byte_value((*value - black) * gain), scale, bias);
-    }
-}
-
-impl Lanes {
-    /// Turns a `down` × `across` matrix around: `to[x * to_pitch + y] = from[y * from_pitch + x]`.
-    pub fn transpose(
-        self,
-        from: &[f32],
-        from_pitch: usize,
-        (down, across): (usize, usize),
-        to: &mut [f32],
-        to_pitch: usize,
-    ) {
-        let (whole_down, whole_across) =
-            if self == Lanes::PORTABLE { (0, 0) } else { (down / 8 * 8, across / 8 * 8) };
-        #[cfg(target_arch = "x86_64")]
-        if self != Lanes::PORTABLE {
-            for y in (0..whole_down).step_by(8) {
-                for x in (0..whole_across).step_by(8) {
-                    let from = &from[y * from_pitch + x..(y + 7) * from_pitch + x + 8];
-                    let to = &mut to[x * to_pitch + y..(x + 7) * to_pitch + y + 8];
-                    // SAFETY: AVX2 was detected; both slices hold eight rows of eight at their pitch.
-                    unsafe { transpose_8x8(from.as_ptr(), from_pitch, to.as_mut_ptr(), to_pitch) };
+/// Declares `$name`, which is `$loop` over the vector that the lanes stand for, compiled for it.
+macro_rules! per_lanes {
+    ($(#[$doc:meta])* $name:ident, $loop:path, $(<$sample:ident>)? ($($arg:ident: $kind:ty),* $(,)?)) => {
+        impl Lanes {
+            $(#[$doc])*
+            pub fn $name $(<$sample: Sample>)? (self, $($arg: $kind),*) {
+                #[cfg(target_arch = "x86_64")]
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2 $(<$sample: Sample>)? ($($arg: $kind),*) {
+                    use $loop as inner;
+                    // SAFETY: this function has the features.
+                    unsafe { inner::<vector::Avx2 $(, $sample)?>($($arg),*) }
+                }
+                #[cfg(target_arch = "x86_64")]
+                #[target_feature(enable = "avx512f")]
+                fn avx512 $(<$sample: Sample>)? ($($arg: $kind),*) {
+                    use $loop as inner;
+                    // SAFETY: this function has the features.
+                    unsafe { inner::<vector::Avx512 $(, $sample)?>($($arg),*) }
+                }
+                use $loop as inner;
+                match self.0 {
+                    // SAFETY: that vector needs no features.
+                    Kind::Portable => unsafe { inner::<vector::Plain $(, $sample)?>($($arg),*) },
+                    // SAFETY: made by `all` alone, after it found AVX2 and FMA.
+                    #[cfg(target_arch = "x86_64")]
+                    Kind::Avx2 => unsafe { avx2 $(::<$sample>)? ($($arg),*) },
+                    // SAFETY: made by `all` alone, after it found AVX-512F.
+                    #[cfg(target_arch = "x86_64")]
+                    Kind::Avx512 => unsafe { avx512 $(::<$sample>)? ($($arg),*) },
+                    // SAFETY: NEON is in the target's baseline.
+                    #[cfg(target_arch = "aarch64")]
+                    Kind::Neon => unsafe { inner::<vector::Neon $(, $sample)?>($($arg),*) },
                 }
             }
         }
-        for y in 0..down {
-            let done = if y < whole_down { whole_across } else { 0 };
-            for x in done..across {
-                to[x * to_pitch + y] = from[y * from_pitch + x];
-            }
+    };
+}
+
+per_lanes! {
+    /// Adds source rows up: `out[x]` is the sum over `j` of `weights[j]` times the sample `x` of row
+    /// `j`, rows being `stride` bytes apart from the start of `source`.
+    weigh_rows, blocks::weigh_rows,
+    <S>(source: &[u8], stride: usize, weights: &[f32], out: &mut [f32])
+}
+
+per_lanes! {
+    /// Adds columns up: `out[x][row]` is the sum of `columns[weights.start[x] - first + j][row]`
+    /// under the weights of `x`; columns and outputs are [`ROWS`] values each.
+    weigh_columns, blocks::weigh_columns,
+    (columns: &[f32], first: usize, weights: &Weights, out: &mut [f32])
+}
+
+per_lanes! {
+    /// Y, U and V samples to normalized R, G and B, in place, as far as there are whole blocks of
+    /// [`ROWS`].
+    yuv_to_rgb, blocks::yuv_to_rgb,
+    (y: &mut [f32], u: &mut [f32], v: &mut [f32], m: Coefficients, n: Normalize)
+}
+
+per_lanes! {
+    /// Samples of one colour to their normalized value, in place, as far as there are whole blocks of
+    /// [`ROWS`].
+    level, blocks::level,
+    (values: &mut [f32], black: f32, gain: f32, scale: f32, bias: f32)
+}
+
+impl Lanes {
+    /// How [`Lanes::weigh_across`] groups outputs.
+    fn grouping(self) -> rows::Grouping {
+        match self.0 {
+            Kind::Portable => rows::Grouping::of::<vector::Plain>(),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => rows::Grouping::of::<vector::Avx2>(),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => rows::Grouping::of::<vector::Avx512>(),
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => rows::Grouping::of::<vector::Neon>(),
         }
     }
 }
 
-/// # Safety
-/// The CPU has AVX2; `from` and `to` point at eight rows of eight floats, `*_pitch` floats apart.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-unsafe fn transpose_8x8(from: *const f32, from_pitch: usize, to: *mut f32, to_pitch: usize) {
-    use std::arch::x86_64::*;
-    // SAFETY: the caller gives eight readable rows.
-    let rows: [__m256; 8] = std::array::from_fn(|i| unsafe { _mm256_loadu_ps(from.add(i * from_pitch)) });
-    // Pairs of rows, then of pairs, then of halves: the usual three rounds.
-    let pairs: [__m256; 8] = std::array::from_fn(|i| {
-        let (a, b) = (rows[i / 2 * 2], rows[i / 2 * 2 + 1]);
-        if i % 2 == 0 { _mm256_unpacklo_ps(a, b) } else { _mm256_unpackhi_ps(a, b) }
-    });
-    let fours: [__m256; 8] = std::array::from_fn(|i| {
-        let (a, b) = (pairs[i / 4 * 4 + i % 4 / 2], pairs[i / 4 * 4 + i % 4 / 2 + 2]);
-        if i % 2 == 0 { _mm256_shuffle_ps::<0x44>(a, b) } else { _mm256_shuffle_ps::<0xEE>(a, b) }
-    });
-    for i in 0..4 {
-        let low = _mm256_permute2f128_ps::<0x20>(fours[i], fours[i + 4]);
-        let high = _mm256_permute2f128_ps::<0x31>(fours[i], fours[i + 4]);
-        // SAFETY: the caller gives eight writable rows.
-        unsafe {
-            _mm256_storeu_ps(to.add(i * to_pitch), low);
-            _mm256_storeu_ps(to.add((i + 4) * to_pitch), high);
-        }
-    }
+per_lanes! {
+    /// Weighs rows across: row `r` is at `r * stride` in `source`, its
+    /// [`rows::GroupedWeights::padded_len`] floats go to row `r` of `out`, for the whole rows that `out`
+    /// has, at most [`rows::TOGETHER`]. `floats` is scratch.
+    weigh_across, rows::weigh_across,
+    <S>(source: &[u8], stride: usize, floats: &mut AlignedFloats, weights: &rows::GroupedWeights, out: &mut [f32])
+}
+
+per_lanes! {
+    /// Weighs the rows of Y, U and V down and writes one row of normalized red, green and blue.
+    rgb_row, rows::rgb_row,
+    (yuv: [rows::Rows<'_>; 3], m: Coefficients, n: Normalize, rgb: [&mut [f32]; 3])
+}
+
+per_lanes! {
+    /// Turns a `down` × `across` matrix around: `to[x * to_pitch + y] = from[y * from_pitch + x]`.
+    transpose, blocks::transpose,
+    (from: &[f32], from_pitch: usize, size: (usize, usize), to: &mut [f32], to_pitch: usize)
 }
 
 #[cfg(test)]

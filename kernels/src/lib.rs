@@ -6,7 +6,7 @@
 //! - [`colour`]: YUV to RGB matrices from the standards' constants;
 //! - [`preprocess`]: picture → normalized planar tensor, fused in one pass;
 //! - [`aligned`]: its buffers;
-//! - [`lanes`]: the inner loops of it, portable and AVX2;
+//! - [`lanes`]: the inner loops of it, for each kind of CPU;
 //! - [`reference`](mod@reference): the same result in double precision, slow and plain;
 //! - [`dot`]: inner products with float16 rows, for search;
 //! - [`mapped_file`]: a file in memory, released behind the reader;

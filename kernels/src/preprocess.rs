@@ -5,11 +5,10 @@
 //! and the matrix meets only the samples of the result. There are two ways to the same numbers:
 //!
 //! - by blocks: sixteen output rows at a time, their source rows are weighed down, the block is
-//!   transposed, weighed across, converted, and transposed into place. For every format and CPU.
-//! - by rows ([`crate::lanes::rows`]): across first, then down. For planar YUV that hardly shrinks,
-//!   such as small clips, on CPUs with AVX-512.
+//!   transposed, weighed across, converted, and transposed into place. For every format and size.
+//! - by rows ([`crate::lanes::rows`]): across first, then down. For YUV that hardly shrinks, such as small
+//!   clips.
 
-#[cfg(target_arch = "x86_64")]
 use crate::lanes::rows::{GroupedWeights, Rows, TOGETHER};
 use crate::{
     aligned::AlignedFloats,
@@ -99,7 +98,6 @@ struct Prepared {
     span: [(usize, usize); 2],
     coefficients: Coefficients,
     /// `across` for the way by rows, where that can be gone.
-    #[cfg(target_arch = "x86_64")]
     by_rows: Option<[GroupedWeights; 2]>,
 }
 
@@ -110,10 +108,10 @@ impl Prepared {
             span: plan.across.each_ref().map(|t| (t.span().start, t.span().end)),
             down: plan.down.clone().map(Weights::from),
             coefficients: Coefficients::from(plan.to_rgb),
-            #[cfg(target_arch = "x86_64")]
             by_rows: match plan.kind.format.layout {
-                Layout::Planar | Layout::SemiPlanar if lanes.has_rows() => {
-                    let [luma, chroma] = across.each_ref().map(GroupedWeights::new);
+                Layout::Planar | Layout::SemiPlanar => {
+                    let luma = GroupedWeights::new(&across[0], plan.to_rgb.luma as f32, lanes);
+                    let chroma = GroupedWeights::new(&across[1], 1.0, lanes);
                     luma.zip(chroma).map(|(luma, chroma)| [luma, chroma])
                 }
                 _ => None,
@@ -230,12 +228,11 @@ impl Preprocessor {
         let upright = picture.orientation == Orientation::default();
         let mut turned = std::mem::take(&mut self.scratch.turned);
         let target = if upright { &mut *out } else { turned.sized(3 * width * height) };
-        #[cfg(target_arch = "x86_64")]
         if let Some(across) = &prepared.by_rows {
             let words = picture.format.sample_bytes() == 2;
             let run = if words { by_rows::<Word> } else { by_rows::<Byte> };
             let scratch = (&mut self.scratch.floats, &mut self.scratch.across);
-            run(self.lanes, prepared, across, picture, &planes, scratch, self.recipe.normalize(), target);
+            run(self.lanes, prepared, across, &planes, scratch, self.recipe.normalize(), target);
             if !upright {
                 turn(turned.floats(), picture.orientation, (self.recipe.width, self.recipe.height), out);
             }
@@ -375,20 +372,16 @@ fn resize_block<S: crate::lanes::Sample>(
 }
 
 /// The way by rows, for Y, U and V.
-#[cfg(target_arch = "x86_64")]
-#[expect(clippy::too_many_arguments, reason = "the parts of one preprocessor, borrowed apart")]
 fn by_rows<S: crate::lanes::Sample>(
     lanes: Lanes,
     prepared: &Prepared,
     across: &[GroupedWeights; 2],
-    picture: &Picture<'_>,
     planes: &[Plane<'_>],
     (floats, rows): (&mut AlignedFloats, &mut [AlignedFloats; 3]),
     normalize: Normalize,
     out: &mut [f32],
 ) {
     let (width, height) = (prepared.plan.width, prepared.plan.height);
-    let (chroma_width, _) = picture.chroma_size();
     let pitch = across[0].padded_len();
     let needed: [_; 3] = std::array::from_fn(|c| prepared.plan.down[usize::from(c > 0)].span());
     let mut made = needed.each_ref().map(|rows| rows.start);
@@ -400,14 +393,13 @@ fn by_rows<S: crate::lanes::Sample>(
     for y in 0..height {
         // Rows are made shortly before they are used, and are still in the nearest cache.
         for (c, plane) in planes.iter().enumerate() {
-            let (down, n) =
-                (&prepared.down[usize::from(c > 0)], if c > 0 { chroma_width } else { picture.width });
+            let down = &prepared.down[usize::from(c > 0)];
             while made[c] < down.start[y] + down.width {
                 let together = TOGETHER.min(needed[c].end - made[c]);
                 let source = &plane.data[made[c] * plane.stride..];
                 let to = &mut rows[c].floats_mut()[made[c] * pitch..][..together * pitch];
                 let across = &across[usize::from(c > 0)];
-                lanes.weigh_across::<S>(source, plane.stride, n, floats, across, to);
+                lanes.weigh_across::<S>(source, plane.stride, floats, across, to);
                 made[c] += together;
             }
         }
