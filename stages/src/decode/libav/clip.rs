@@ -244,8 +244,8 @@ struct Whole {
     /// Times of the last packets sent and whether they are keyframes; the last is `n_packets - 1`.
     recent: VecDeque<(Option<Span>, bool)>,
     n_packets: u32,
-    /// Times that the next pictures take, where pictures are counted.
-    in_line: VecDeque<Span>,
+    /// Times that the next pictures take, where pictures are counted, and their packets.
+    in_line: VecDeque<(u32, Span)>,
     last: Option<Span>,
     n_faults: u32,
     fault: Option<Error>,
@@ -303,7 +303,7 @@ impl Whole {
                     let told = self.timeline.packet(packet);
                     self.recent.push_back((told.span, packet.is_key));
                     if self.timeline.is_counted() {
-                        self.in_line.extend(told.span);
+                        self.in_line.extend(told.span.map(|span| (number, span)));
                     }
                     let sent = if packet.is_encrypted {
                         Err(Error::NotSupported("encrypted video".into()))
@@ -331,34 +331,46 @@ impl Whole {
     }
 
     fn receive(&mut self) -> Result<(), Closed> {
-        loop {
+        /// A decoder that only fails must not be asked for ever.
+        const MOST_FAULTS: usize = 64;
+        let mut n_faults = 0;
+        while n_faults < MOST_FAULTS {
             match self.decoder.receive() {
                 Ok(Ok(frame)) => self.picture(frame)?,
-                Ok(Err(_)) => return Ok(()),
-                // The next packet may do.
+                Ok(Err(_)) => break,
+                // The next one may do.
                 Err(error) => {
                     self.fault(error);
-                    return Ok(());
+                    n_faults += 1;
                 }
             }
         }
+        Ok(())
     }
 
     fn picture(&mut self, frame: Frame) -> Result<(), Closed> {
         first_size(&mut self.end, &frame);
         let from = frame.ordinal().and_then(|ordinal| {
-            let back = self.n_packets.max(1).saturating_sub(ordinal.min(self.n_packets)) as usize;
-            let newest = self.recent.len();
-            // While a packet is sent it is not counted yet.
-            let behind = if self.n_packets == ordinal { 1 } else { back };
-            newest.checked_sub(behind).and_then(|i| self.recent.get(i))
+            let ago = self.n_packets.checked_sub(ordinal)? as usize;
+            self.recent.get(self.recent.len().checked_sub(ago)?)
         });
         let (span, is_key) = from.copied().unwrap_or((None, false));
-        let span = if self.timeline.is_counted() { self.in_line.pop_front() } else { span };
+        let span = if self.timeline.is_counted() { self.next_in_line(frame.ordinal()) } else { span };
         let span = self.settle(span);
         self.last = Some(span);
         let surface = Surface::libav(frame, self.stream.orientation, self.stream.sample_aspect);
         self.chooser.picture(Pts { nanos: span.start }, is_key, surface)
+    }
+
+    /// The time of the next packet in line. Where pictures come in the order of packets, a picture that
+    /// was lost takes its time with it.
+    fn next_in_line(&mut self, ordinal: Option<u32>) -> Option<Span> {
+        if self.timeline.is_in_order() {
+            while self.in_line.len() > 1 && self.in_line.front().map(|(number, _)| *number) < ordinal {
+                self.in_line.pop_front();
+            }
+        }
+        self.in_line.pop_front().map(|(_, span)| span)
     }
 
     /// A time for every picture, never going back: a missing one follows its predecessor.

@@ -15,7 +15,9 @@ pub(super) enum Codec {
     Vp9,
     /// MPEG-1 and 2. A picture a packet.
     Mpeg2,
-    /// A picture a packet: all others.
+    /// A picture a packet, shown in the order of the packets.
+    InOrder,
+    /// A picture a packet, which may overtake others: H.264, H.265, AV1.
     Other,
 }
 
@@ -39,9 +41,9 @@ impl Codec {
             "vp8" => Self::Vp8,
             "vp9" => Self::Vp9,
             "mpeg1video" | "mpeg2video" => Self::Mpeg2,
-            "h264" | "hevc" | "av1" | "mjpeg" | "msmpeg4v2" | "msmpeg4v3" | "wmv1" | "wmv2" | "h263"
-            | "flv1" | "prores" | "dnxhd" | "dvvideo" | "ffv1" | "huffyuv" | "ffvhuff" | "rawvideo"
-            | "png" | "theora" => Self::Other,
+            "h264" | "hevc" | "av1" => Self::Other,
+            "mjpeg" | "msmpeg4v2" | "msmpeg4v3" | "wmv1" | "wmv2" | "h263" | "flv1" | "prores" | "dnxhd"
+            | "dvvideo" | "ffv1" | "huffyuv" | "ffvhuff" | "rawvideo" | "png" | "theora" => Self::InOrder,
             _ => return None,
         })
     }
@@ -53,7 +55,7 @@ impl Codec {
             // A keyframe is always shown.
             Self::Vp8 => packet.first().is_some_and(|b| b & 0x10 != 0),
             Self::Vp9 => vp9_shows(packet),
-            Self::Mpeg2 | Self::Other => !packet.is_empty(),
+            Self::Mpeg2 | Self::InOrder | Self::Other => !packet.is_empty(),
         };
         let is_b = *self == Self::Mpeg2 && mpeg2_is_b(packet);
         to.push(Coded { bytes: 0..packet.len(), is_shown, is_b });

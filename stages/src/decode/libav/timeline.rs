@@ -42,6 +42,8 @@ pub(super) struct Timeline {
     frame_ns: i64,
     /// Pictures that came in packets with others, and will take the place of later, empty packets.
     n_ahead: usize,
+    /// Whether a picture was told to be shown before one that was coded before it.
+    has_b: bool,
     /// Pictures of the last packet.
     pub(super) coded: Vec<Coded>,
 }
@@ -55,6 +57,7 @@ impl Timeline {
             start_ns: stream.start_ns,
             frame_ns: if stream.fps > 0.0 { (1e9 / stream.fps) as i64 } else { USUAL_FRAME_NS },
             n_ahead: 0,
+            has_b: false,
             coded: Vec::new(),
         }
     }
@@ -69,6 +72,11 @@ impl Timeline {
         self.counted.unwrap_or(false)
     }
 
+    /// Whether all pictures so far are shown in the order of their packets.
+    pub(super) fn is_in_order(&self) -> bool {
+        !self.has_b && self.codec.as_ref().is_some_and(|codec| *codec != Codec::Other)
+    }
+
     pub(super) fn codec(&self) -> Option<&Codec> {
         self.codec.as_ref()
     }
@@ -81,6 +89,7 @@ impl Timeline {
             Some(codec) => codec.pictures(packet.bytes(), &mut self.coded),
             None => false,
         };
+        self.has_b |= self.coded.iter().any(|c| c.is_b);
         let time = if counted { packet.dts_ns } else { packet.pts_ns };
         let lasts = if packet.duration_ns > 0 { packet.duration_ns } else { self.frame_ns };
         let span = time.map(|time| Span { start: time.saturating_sub(self.start_ns), lasts });
