@@ -26,12 +26,19 @@ struct clipmill_av_input {
 
 struct clipmill_av_decoder {
     AVCodecContext *context;
+    /* How many, and the first. Only who counts the first one writes it; decoders have threads. */
     int64_t complaints;
+    char complaint[160];
 };
 
 /* Messages. */
 
 static _Thread_local char complaint[256];
+
+static void write_line(char *to, size_t size, const char *format, va_list args) {
+    vsnprintf(to, size, format, args);
+    to[strcspn(to, "\r\n")] = 0;
+}
 
 /* FFmpeg tells the cause in its log, not in its error: "moov atom not found". Damage that a decoder
  * conceals is told nowhere else. */
@@ -40,11 +47,14 @@ static void on_log(void *context, int level, const char *format, va_list args) {
         return;
     if (context && *(const AVClass **)context == avcodec_get_class()) {
         clipmill_av_decoder *decoder = ((AVCodecContext *)context)->opaque;
-        if (decoder)
-            __atomic_add_fetch(&decoder->complaints, 1, __ATOMIC_RELAXED);
+        if (decoder && !__atomic_fetch_add(&decoder->complaints, 1, __ATOMIC_RELAXED)) {
+            va_list again;
+            va_copy(again, args);
+            write_line(decoder->complaint, sizeof decoder->complaint, format, again);
+            va_end(again);
+        }
     }
-    vsnprintf(complaint, sizeof complaint, format, args);
-    complaint[strcspn(complaint, "\r\n")] = 0;
+    write_line(complaint, sizeof complaint, format, args);
 }
 
 static void quieten(void) {
@@ -328,8 +338,12 @@ const char *clipmill_av_decoder_name(const clipmill_av_decoder *decoder) {
     return decoder->context->codec->name;
 }
 
-int64_t clipmill_av_complaints(const clipmill_av_decoder *decoder) {
-    return __atomic_load_n(&decoder->complaints, __ATOMIC_RELAXED);
+const char *clipmill_av_complaint(const clipmill_av_decoder *decoder) {
+    return __atomic_load_n(&decoder->complaints, __ATOMIC_RELAXED) ? decoder->complaint : NULL;
+}
+
+void clipmill_av_forgive(clipmill_av_decoder *decoder) {
+    __atomic_store_n(&decoder->complaints, 0, __ATOMIC_RELAXED);
 }
 
 int clipmill_av_send(clipmill_av_decoder *decoder, const void *packet, int64_t offset, int64_t size,

@@ -79,8 +79,10 @@ int clipmill_av_decoder_open(const clipmill_av_input *input, int threads, int re
                              clipmill_av_decoder **out);
 void clipmill_av_decoder_close(clipmill_av_decoder *decoder);
 const char *clipmill_av_decoder_name(const clipmill_av_decoder *decoder);
-/* Errors that it logged so far: also of damage that it then conceals. */
-int64_t clipmill_av_complaints(const clipmill_av_decoder *decoder);
+/* The first error that it logged, also of damage that it then conceals; NULL if there was none since it
+ * was forgiven. As long as the decoder is open. */
+const char *clipmill_av_complaint(const clipmill_av_decoder *decoder);
+void clipmill_av_forgive(clipmill_av_decoder *decoder);
 /* Sends `size` of the packet's bytes, from `offset`. A NULL packet asks for what is held back. */
 int clipmill_av_send(clipmill_av_decoder *decoder, const void *packet, int64_t offset, int64_t size,
                      int64_t ordinal, int skip_nonref);

@@ -328,7 +328,22 @@ impl Decoder {
     /// Whether it met damage, which it may have concealed.
     pub fn has_complained(&self) -> bool {
         // SAFETY: the decoder is open.
-        unsafe { sys::clipmill_av_complaints(self.raw.as_ptr()) > 0 }
+        unsafe { !sys::clipmill_av_complaint(self.raw.as_ptr()).is_null() }
+    }
+
+    /// The damage that it met first, once all is decoded and its threads rest.
+    pub fn complaint(&self) -> Option<String> {
+        // SAFETY: the decoder is open; the text ends with a zero byte and stays until it is closed.
+        unsafe {
+            let text = sys::clipmill_av_complaint(self.raw.as_ptr());
+            (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy().to_lowercase())
+        }
+    }
+
+    /// Forgets its complaints.
+    pub fn forgive(&mut self) {
+        // SAFETY: the decoder is open.
+        unsafe { sys::clipmill_av_forgive(self.raw.as_ptr()) }
     }
 
     /// Takes a packet. Its frame will have `ordinal`.

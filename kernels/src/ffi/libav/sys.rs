@@ -105,7 +105,8 @@ unsafe extern "C" {
     ) -> c_int;
     pub(super) fn clipmill_av_decoder_close(decoder: *mut Decoder);
     pub(super) fn clipmill_av_decoder_name(decoder: *const Decoder) -> *const c_char;
-    pub(super) fn clipmill_av_complaints(decoder: *const Decoder) -> i64;
+    pub(super) fn clipmill_av_complaint(decoder: *const Decoder) -> *const c_char;
+    pub(super) fn clipmill_av_forgive(decoder: *mut Decoder);
     pub(super) fn clipmill_av_send(
         decoder: *mut Decoder,
         packet: *const c_void,

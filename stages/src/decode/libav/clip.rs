@@ -276,7 +276,10 @@ impl Whole {
                 Err(Reason::Corrupt { last_good, detail: format!("{fault}{times}") })
             }
             (Some(fault), None) => Err(reason(fault, None)),
-            (None, Some(_)) => Ok(()),
+            (None, Some(_)) => match self.decoder.complaint() {
+                None => Ok(()),
+                Some(detail) => Err(Reason::Corrupt { last_good, detail }),
+            },
             (None, None) if self.n_packets > 0 => {
                 let detail = format!("none of {} packets could be decoded", self.n_packets);
                 Err(Reason::Corrupt { last_good: None, detail })
@@ -350,6 +353,10 @@ impl Whole {
 
     fn picture(&mut self, frame: Frame) -> Result<(), Closed> {
         first_size(&mut self.end, &frame);
+        if self.last.is_none() {
+            // What a recording that starts in mid-stream lacks is no damage.
+            self.decoder.forgive();
+        }
         let from = frame.ordinal().and_then(|ordinal| {
             let ago = self.n_packets.checked_sub(ordinal)? as usize;
             self.recent.get(self.recent.len().checked_sub(ago)?)
