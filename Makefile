@@ -90,3 +90,8 @@ bench-peers: setup $(PEERS)
 	@[ -d $(BENCH_CLIPS) ] || $(PEERS) benches/peers/make_clips.py $(BENCH_CLIPS) 60 --source $(CLIPMILL_HOME)/clips
 	$(PEERS) benches/peers/compare.py job configs/throughput.toml $(BENCH_CLIPS) \
 		$(CLIPMILL_HOME)/models/efficientnet-lite0-minilm --clipmill target/release/clipmill
+	@cargo bench --quiet -p benches --bench decode --no-run
+	for mode in all count8 decode keyframes; do \
+		peers=$$([[ $$mode = all || $$mode = count8 ]] && echo opencv pyav-pillow || echo libav); \
+		$(PEERS) benches/peers/compare.py decode $(BENCH_CLIPS) --mode $$mode --peers $$peers \
+			--ours cargo bench --quiet -p benches --bench decode --; done

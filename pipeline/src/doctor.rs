@@ -59,9 +59,11 @@ pub fn examine(home: &Home) -> Vec<Finding> {
     add(State::Here, "FFmpeg", format!("libavformat {format}, libavcodec {codec}"));
     match gst::init() {
         Ok(()) => add(State::Here, "GStreamer", gst::version_string().to_string()),
-        Err(e) => {
-            add(State::Optional, "GStreamer", format!("does not start: {e}; apt-get install libgstreamer1.0-0"))
-        }
+        Err(e) => add(
+            State::Optional,
+            "GStreamer",
+            format!("does not start: {e}; apt-get install libgstreamer1.0-0"),
+        ),
     }
     for (what, package, elements) in ELEMENTS {
         let missing: Vec<&str> =

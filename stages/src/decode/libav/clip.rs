@@ -92,8 +92,7 @@ pub(super) fn decode(job: Job) {
     }
     let reorder = survey.as_ref().and_then(|s| s.reorder);
     let opened = |packets: &Packets, n_frames: u64| -> Result<(Decoder, Taken), Error> {
-        let n_samples = n_frames * u64::from(stream.size.0) * u64::from(stream.size.1);
-        let taken = cores.take(n_samples);
+        let taken = cores.take(n_frames, u64::from(stream.size.0) * u64::from(stream.size.1));
         let threads = if threads == 0 { taken.threads() } else { threads };
         Ok((Decoder::open(packets.input(), threads, reorder)?, taken))
     };
