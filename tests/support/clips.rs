@@ -22,9 +22,9 @@ pub struct Form {
     /// As `clips.container` has it.
     pub container: &'static str,
     /// From raw pictures to packets; the encoder is named `enc`.
-    encoder: &'static str,
+    pub encoder: &'static str,
     /// From packets to bytes.
-    muxer: &'static str,
+    pub muxer: &'static str,
 }
 
 /// Groups of 10 frames, and bits enough that a flat picture keeps its brightness.

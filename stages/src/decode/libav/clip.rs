@@ -178,9 +178,9 @@ struct Planned<'a> {
 impl Planned<'_> {
     fn run(&mut self) -> Result<(), Left> {
         for segment in &self.plan.segments {
-            let mut left = segment.chosen.clone();
-            self.segment(segment, &mut left)?;
-            if !left.is_empty() {
+            let mut out = Out { left: segment.chosen.clone(), last_rank: None };
+            self.segment(segment, &mut out)?;
+            if !out.left.is_empty() {
                 return Err(Left::Surprised);
             }
             self.decoder.flush();
@@ -188,10 +188,10 @@ impl Planned<'_> {
         Ok(())
     }
 
-    /// Decodes the segment's pictures; `left` are the chosen frames still to come.
-    fn segment(&mut self, segment: &Segment, left: &mut Range<usize>) -> Result<(), Left> {
+    /// Decodes the segment's pictures.
+    fn segment(&mut self, segment: &Segment, out: &mut Out) -> Result<(), Left> {
         for place in segment.places.clone() {
-            let is_chosen = self.plan.chosen[left.clone()].iter().any(|c| c.place == place);
+            let is_chosen = self.plan.chosen[out.left.clone()].iter().any(|c| c.place == place);
             let Some(picture) = self.plan.picture(segment, place, is_chosen) else { continue };
             let packet = self.packets.get(picture.packet)?.ok_or(Left::Surprised)?;
             self.sink.progress().step();
@@ -202,20 +202,24 @@ impl Planned<'_> {
             {
                 return Err(Left::Surprised);
             }
-            self.receive(left)?;
+            self.receive(out)?;
         }
         self.decoder.drain()?;
-        self.receive(left)
+        self.receive(out)
     }
 
-    fn receive(&mut self, left: &mut Range<usize>) -> Result<(), Left> {
+    fn receive(&mut self, out: &mut Out) -> Result<(), Left> {
         while let Ok(frame) = self.decoder.receive()? {
-            if self.decoder.has_complained() {
+            let place = frame.ordinal();
+            let rank = place.and_then(|place| self.plan.rank(place));
+            // Times that contradict the decoder's order are not what the sampling rule would see.
+            if self.decoder.has_complained() || rank <= out.last_rank {
                 return Err(Left::Surprised);
             }
-            let Some(wanted) = left.clone().next().map(|i| self.plan.chosen[i]) else { continue };
-            if frame.ordinal() == Some(wanted.place as u32) {
-                left.start += 1;
+            out.last_rank = rank;
+            let Some(wanted) = out.left.clone().next().map(|i| self.plan.chosen[i]) else { continue };
+            if place == Some(wanted.place as u32) {
+                out.left.start += 1;
                 first_size(self.end, &frame);
                 let surface = Surface::libav(frame, self.stream.orientation, self.stream.sample_aspect);
                 self.sink.frame(wanted.info, &surface)?;
@@ -224,6 +228,14 @@ impl Planned<'_> {
         }
         Ok(())
     }
+}
+
+/// What came of a segment.
+struct Out {
+    /// The chosen frames still to come, of [`Plan::chosen`].
+    left: Range<usize>,
+    /// Of the picture that came last.
+    last_rank: Option<u32>,
 }
 
 fn first_size(end: &mut StreamEnd, frame: &Frame) {

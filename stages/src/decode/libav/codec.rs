@@ -48,6 +48,11 @@ impl Codec {
         })
     }
 
+    /// Whether the pictures' kinds tell in which order decoders deliver them.
+    pub(super) fn tells_order(&self) -> bool {
+        *self != Self::Other
+    }
+
     /// The pictures of a packet, appended to `to`, shown or not; false if they cannot be told.
     pub(super) fn pictures(&mut self, packet: &[u8], to: &mut Vec<Coded>) -> bool {
         let is_shown = match self {

@@ -58,6 +58,11 @@ impl<'a> Plan<'a> {
         Some(Self { pictures, chosen, segments })
     }
 
+    /// When a picture is shown among all.
+    pub(super) fn rank(&self, place: u32) -> Option<u32> {
+        self.pictures.get(place as usize)?.rank
+    }
+
     /// Pictures that will be decoded.
     pub(super) fn n_pictures(&self) -> u64 {
         self.segments.iter().map(|s| s.places.len() as u64).sum()

@@ -79,11 +79,16 @@ impl Survey {
             }
         }
         is_whole &= spans.len() == n_shown && n_shown > 0;
-        if is_whole && is_counted {
-            rank_in_line(&mut pictures);
-        } else if is_whole {
-            rank_by_time(&mut pictures, &spans);
-        }
+        // Decoders deliver pictures in this order, whatever their times say.
+        let in_line = timeline.codec().filter(|c| c.tells_order()).map(|_| ranks_in_line(&pictures));
+        let ranks = match (is_counted, in_line) {
+            (true, in_line) => in_line,
+            (false, None) => Some(ranks_by_time(&spans)),
+            (false, Some(in_line)) => Some(in_line).filter(|ranks| *ranks == ranks_by_time(&spans)),
+        };
+        is_whole &= ranks.is_some();
+        let shown = pictures.iter_mut().filter(|p| p.rank.is_some());
+        shown.zip(ranks.unwrap_or_default()).for_each(|(picture, rank)| picture.rank = Some(rank));
         let last = spans.iter().copied().max_by_key(|s| (s.start, s.end()));
         let latest = spans.iter().map(|s| s.end()).max().map(|nanos| Pts { nanos });
         let times = PacketTimes::new(spans.iter().map(|s| Pts { nanos: s.start }).collect(), latest);
@@ -97,30 +102,33 @@ impl Survey {
     }
 }
 
-/// B-pictures are shown before the one coded before them.
-fn rank_in_line(pictures: &mut [Picture]) {
+/// Ranks of the shown pictures by their kind: B-pictures are shown before the one coded before them.
+fn ranks_in_line(pictures: &[Picture]) -> Vec<u32> {
+    let shown: Vec<&Picture> = pictures.iter().filter(|p| p.rank.is_some()).collect();
+    let mut ranks = vec![0; shown.len()];
     let (mut held, mut next) = (None, 0);
-    for i in 0..pictures.len() {
-        let shown = if pictures[i].is_b { Some(i) } else { held.replace(i) };
-        if let Some(shown) = shown {
-            pictures[shown].rank = Some(next);
+    for (i, picture) in shown.iter().enumerate() {
+        let out = if picture.is_b { Some(i) } else { held.replace(i) };
+        if let Some(out) = out {
+            ranks[out] = next;
             next += 1;
         }
     }
     if let Some(last) = held {
-        pictures[last].rank = Some(next);
+        ranks[last] = next;
     }
+    ranks
 }
 
-fn rank_by_time(pictures: &mut [Picture], spans: &[Span]) {
+/// Ranks of the shown pictures by their times.
+fn ranks_by_time(spans: &[Span]) -> Vec<u32> {
     let mut order: Vec<u32> = (0..spans.len() as u32).collect();
     order.sort_by_key(|i| spans[*i as usize].start);
     let mut ranks = vec![0; spans.len()];
     for (rank, i) in order.into_iter().enumerate() {
         ranks[i as usize] = rank as u32;
     }
-    let shown = pictures.iter_mut().filter(|p| p.rank.is_some());
-    shown.zip(ranks).for_each(|(picture, rank)| picture.rank = Some(rank));
+    ranks
 }
 
 fn reordered(spans: &[Span]) -> u32 {
@@ -138,13 +146,18 @@ mod tests {
     #[test]
     fn pictures_in_line_are_ranked_by_their_kind() {
         let ranks = |kinds: &str| -> Vec<u32> {
-            let picture =
-                |k: u8| Picture { packet: 0, bytes: (0, 0), rank: Some(0), is_key: false, is_b: k == b'B' };
-            let mut pictures: Vec<Picture> = kinds.bytes().map(picture).collect();
-            rank_in_line(&mut pictures);
-            pictures.iter().map(|p| p.rank.unwrap()).collect()
+            let picture = |k: u8| Picture {
+                packet: 0,
+                bytes: (0, 0),
+                rank: (k != b'-').then_some(0),
+                is_key: false,
+                is_b: k == b'B',
+            };
+            let pictures: Vec<Picture> = kinds.bytes().map(picture).collect();
+            ranks_in_line(&pictures)
         };
         assert_eq!(ranks("IPPP"), [0, 1, 2, 3]);
+        assert_eq!(ranks("I-P-P"), [0, 1, 2]);
         assert_eq!(ranks("IPBPB"), [0, 2, 1, 4, 3]);
         // An open group: its first B-pictures come before the I-picture.
         assert_eq!(ranks("IPBBIBB"), [0, 3, 1, 2, 6, 4, 5]);

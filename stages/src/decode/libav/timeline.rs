@@ -74,7 +74,7 @@ impl Timeline {
 
     /// Whether all pictures so far are shown in the order of their packets.
     pub(super) fn is_in_order(&self) -> bool {
-        !self.has_b && self.codec.as_ref().is_some_and(|codec| *codec != Codec::Other)
+        !self.has_b && self.codec.as_ref().is_some_and(Codec::tells_order)
     }
 
     pub(super) fn codec(&self) -> Option<&Codec> {
