@@ -17,7 +17,7 @@ use stages::{
 use support::{
     clips::{
         Clip, Form, H264_FAST_MP4, H264_MKV, H264_MP4, H264_TS, MJPEG_AVI, MPEG4_B_AVI, Made, THEORA_OGV,
-        VP9_WEBM, form, make, make_at, record, wander,
+        VP8_WEBM, VP9_WEBM, form, make, make_at, record, wander,
     },
     decoding::{decode_by, settings},
     packets::{Coded, NOT_CODED, Packet, encode, mpeg2_is_b, mpeg4_is_b, packed, start_code},
