@@ -146,7 +146,8 @@ impl Compared {
         match &self.whole {
             Err(reason) => format!("{rule:<14} {verdict}: {reason}"),
             Ok(n) => format!(
-                "{rule:<14} {verdict}: {n} frames; planned {:.1} ms, whole {:.1} ms",
+                "{rule:<14} {verdict}: {n} frame{}; planned {:.1} ms, whole {:.1} ms",
+                if *n == 1 { "" } else { "s" },
                 planned_s * 1e3,
                 whole_s * 1e3
             ),

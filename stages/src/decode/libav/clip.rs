@@ -74,6 +74,11 @@ pub(super) fn decode(job: Job) {
     let mut end = StreamEnd { container: container.name().into(), ..StreamEnd::default() };
     let mut packets = match Packets::open(&file, &stop) {
         Ok(packets) => packets,
+        // Nothing known began it, and nothing known was found in it.
+        Err(Error::Invalid(_)) if container == Container::Other => {
+            let detail = "not a video format that is known here".into();
+            return sink.end(end, Err(Reason::Unsupported(detail)));
+        }
         Err(error) => return sink.end(end, Err(reason(error, None))),
     };
     let stream = packets.stream();
