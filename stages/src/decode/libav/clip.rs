@@ -196,14 +196,14 @@ impl Planned<'_> {
     /// Decodes the segment's pictures.
     fn segment(&mut self, segment: &Segment, out: &mut Out) -> Result<(), Left> {
         for place in segment.places.clone() {
-            let is_chosen = self.plan.chosen[out.left.clone()].iter().any(|c| c.place == place);
-            let Some(picture) = self.plan.picture(segment, place, is_chosen) else { continue };
+            let Some(picture) = self.plan.picture(segment, place) else { continue };
             let packet = self.packets.get(picture.packet)?.ok_or(Left::Surprised)?;
             self.sink.progress().step();
             let (from, to) = picture.bytes;
             let part = from as usize..to as usize;
+            let only_if_needed = !self.plan.is_chosen(place);
             if part.end > packet.bytes().len()
-                || self.decoder.send_part(packet, part, place as u32, !is_chosen)? == Answer::Again
+                || self.decoder.send_part(packet, part, place as u32, only_if_needed)? == Answer::Again
             {
                 return Err(Left::Surprised);
             }

@@ -28,6 +28,8 @@ pub(super) struct Chosen {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Plan<'a> {
     pictures: &'a [Picture],
+    /// By place in the order of decoding.
+    is_chosen: Vec<bool>,
     /// In presentation order.
     pub(super) chosen: Vec<Chosen>,
     pub(super) segments: Vec<Segment>,
@@ -43,9 +45,13 @@ impl<'a> Plan<'a> {
             return None;
         }
         let chosen = choose(sampling, survey, pictures);
+        let mut is_chosen = vec![false; pictures.len()];
+        let is_key = |p: &Picture| p.is_key && p.rank.is_some();
+        let keys: Vec<usize> = (0..pictures.len()).filter(|i| is_key(&pictures[*i])).collect();
         let mut segments: Vec<Segment> = Vec::new();
         for (i, Chosen { place, .. }) in chosen.iter().enumerate() {
-            let start = start(pictures, *place);
+            is_chosen[*place] = true;
+            let start = start(pictures, &keys, *place);
             match segments.last_mut() {
                 // A keyframe that the decoder passes anyway is no reason to start again.
                 Some(last) if start < last.places.end => {
@@ -55,7 +61,11 @@ impl<'a> Plan<'a> {
                 _ => segments.push(Segment { places: start..place + 1, chosen: i..i + 1 }),
             }
         }
-        Some(Self { pictures, chosen, segments })
+        Some(Self { pictures, is_chosen, chosen, segments })
+    }
+
+    pub(super) fn is_chosen(&self, place: usize) -> bool {
+        self.is_chosen[place]
     }
 
     /// When a picture is shown among all.
@@ -69,12 +79,12 @@ impl<'a> Plan<'a> {
     }
 
     /// The picture at a place, unless the segment does without it.
-    pub(super) fn picture(&self, segment: &Segment, place: usize, is_chosen: bool) -> Option<Picture> {
+    pub(super) fn picture(&self, segment: &Segment, place: usize) -> Option<Picture> {
         let picture = self.pictures[place];
         let first = self.pictures[segment.places.start];
         // Shown before the keyframe, so made of pictures that are not decoded; nothing else is made of it.
         let is_leading = place > segment.places.start && picture.rank.is_some() && picture.rank < first.rank;
-        (is_chosen || !(picture.is_b || is_leading)).then_some(picture)
+        (self.is_chosen(place) || !(picture.is_b || is_leading)).then_some(picture)
     }
 }
 
@@ -99,10 +109,10 @@ fn choose(sampling: Sampling, survey: &Survey, pictures: &[Picture]) -> Vec<Chos
 
 /// The keyframe from which a picture can be decoded: the last one that is neither coded nor shown after
 /// it. What is shown before a keyframe may need what was coded before it.
-fn start(pictures: &[Picture], place: usize) -> usize {
-    let wanted = pictures[place];
-    let is_start = |p: &Picture| p.is_key && p.rank.is_some() && p.rank <= wanted.rank;
-    pictures[..=place].iter().rposition(is_start).unwrap_or(0)
+fn start(pictures: &[Picture], keys: &[usize], place: usize) -> usize {
+    let before = &keys[..keys.partition_point(|key| *key <= place)];
+    let start = before.iter().rev().find(|key| pictures[**key].rank <= pictures[place].rank);
+    start.copied().unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -139,8 +149,7 @@ mod tests {
             let plan = Plan::new(sampling, &survey).unwrap();
             let places: Vec<usize> = plan.chosen.iter().map(|c| c.place).collect();
             let decoded = |s: &Segment| -> Vec<usize> {
-                let is_chosen = |place: usize| places[s.chosen.clone()].contains(&place);
-                s.places.clone().filter(|p| plan.picture(s, *p, is_chosen(*p)).is_some()).collect()
+                s.places.clone().filter(|p| plan.picture(s, *p).is_some()).collect()
             };
             let decoded: Vec<Vec<usize>> = plan.segments.iter().map(decoded).collect();
             assert_eq!(places, chosen, "{sampling:?} of {text}");
