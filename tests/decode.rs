@@ -9,8 +9,8 @@ use stages::{
 };
 use support::{
     clips::{
-        Clip, Drawn, FORMS, Form, H264_MKV, H264_MP4, MJPEG_AVI, MPEG4_AVI, MPEG4_B_AVI, Show, VP8_WEBM,
-        VP9_WEBM, form, make, record,
+        Clip, Drawn, FORMS, Form, H264_MKV, H264_MP4, H264_TS, MJPEG_AVI, MPEG4_AVI, MPEG4_B_AVI, Show,
+        VP8_WEBM, VP9_WEBM, form, make, record,
     },
     decoding::{Decoded, decode, decode_by, settings},
     packets::{Coded, Packet, encode},
@@ -306,5 +306,59 @@ fn times_may_be_missing_or_alike_or_go_back() {
     for path in [changed(mp4, "alike", alike), changed(H264_STREAM_TS, "missing", missing)] {
         check_all(&path, false);
         check_planned(&path);
+    }
+}
+
+/// Two recordings in one file: the clock of the second starts again.
+#[test]
+fn recordings_put_together_follow_one_another() {
+    let folder = folder();
+    let one = fs::read(make(folder.path(), &Clip { show: Show::Wander, ..Clip::counting(H264_TS) }).path);
+    let both = folder.path().join("both.ts");
+    fs::write(&both, one.unwrap().repeat(2)).unwrap();
+    let all = decode_by(settings(Backend::Libav, Sampling::All), &both);
+    assert_eq!(all.pictured(false), Vec::from_iter((0..50).chain(0..50)));
+    let seconds = all.frames.last().unwrap().pts.nanos as f64 / 1e9;
+    assert!((3.9..4.1).contains(&seconds), "the last frame is at {seconds} s");
+    check_planned(&both);
+}
+
+/// A clip opens no file but its own.
+#[test]
+fn playlists_are_refused() {
+    let folder = folder();
+    let clip = make(folder.path(), &Clip::counting(H264_TS)).path;
+    let name = clip.file_name().unwrap().to_str().unwrap();
+    let lists = [
+        format!("ffconcat version 1.0\nfile {name}\n"),
+        format!("#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n{}\n#EXT-X-ENDLIST\n", clip.display()),
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=video 5904 RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+            .to_owned(),
+    ];
+    for backend in [Backend::Auto, Backend::Libav, Backend::Gstreamer] {
+        let mut stage = Decode::open(settings(backend, Sampling::All));
+        for list in &lists {
+            let path = folder.path().join("list.mp4");
+            fs::write(&path, list).unwrap();
+            let refused = decode(&mut stage, &path).expect_err(list);
+            assert!(refused.starts_with("unsupported"), "{backend:?}: {refused}");
+        }
+    }
+}
+
+/// A packet that cannot be read after one too large to keep.
+#[test]
+fn a_break_after_a_large_packet_is_survived() {
+    let folder = folder();
+    let path = folder.path().join("broken.y4m");
+    let mut file = b"YUV4MPEG2 W2048 H1536 F25:1 Ip C420\nFRAME\n".to_vec();
+    file.extend(std::iter::repeat_n(128u8, 2048 * 1536 * 3 / 2));
+    file.extend(noise(100_000));
+    fs::write(&path, &file).unwrap();
+    for plan in [true, false] {
+        for sampling in [Sampling::Count(2), Sampling::All] {
+            let settings = Settings { plan, ..settings(Backend::Libav, sampling) };
+            assert_eq!(decode_by(settings, &path).frames.len(), 1);
+        }
     }
 }

@@ -7,13 +7,15 @@
 
 #include <libavcodec/avcodec.h>
 #include <libavformat/avformat.h>
-#include <libavutil/display.h>
+#include <libavutil/avstring.h>
 #include <libavutil/imgutils.h>
 #include <libavutil/pixdesc.h>
 #include <libswscale/swscale.h>
 #include <string.h>
 
 #define READ_BYTES (64 << 10)
+/* Samples of a picture, at most: four times 8K. More is an attack, or not for this machine. */
+#define CLIPMILL_AV_MOST_PIXELS (1 << 27)
 
 struct clipmill_av_input {
     const uint8_t *data;
@@ -21,7 +23,6 @@ struct clipmill_av_input {
     const uint8_t *stop;
     AVFormatContext *format;
     AVStream *stream;
-    int n_video_streams;
 };
 
 struct clipmill_av_decoder {
@@ -35,6 +36,11 @@ struct clipmill_av_decoder {
 
 static _Thread_local char complaint[256];
 
+/* FFmpeg's own choice. It marks the contexts that are ours: GStreamer decodes in this process as well. */
+static enum AVPixelFormat get_format(AVCodecContext *context, const enum AVPixelFormat *formats) {
+    return avcodec_default_get_format(context, formats);
+}
+
 static void write_line(char *to, size_t size, const char *format, va_list args) {
     vsnprintf(to, size, format, args);
     to[strcspn(to, "\r\n")] = 0;
@@ -45,9 +51,10 @@ static void write_line(char *to, size_t size, const char *format, va_list args) 
 static void on_log(void *context, int level, const char *format, va_list args) {
     if (level > AV_LOG_ERROR)
         return;
-    if (context && *(const AVClass **)context == avcodec_get_class()) {
+    if (context && *(const AVClass **)context == avcodec_get_class() &&
+        ((AVCodecContext *)context)->get_format == get_format) {
         clipmill_av_decoder *decoder = ((AVCodecContext *)context)->opaque;
-        if (decoder && !__atomic_fetch_add(&decoder->complaints, 1, __ATOMIC_RELAXED)) {
+        if (!__atomic_fetch_add(&decoder->complaints, 1, __ATOMIC_RELAXED)) {
             va_list again;
             va_copy(again, args);
             write_line(decoder->complaint, sizeof decoder->complaint, format, again);
@@ -63,7 +70,9 @@ static void quieten(void) {
 }
 
 void clipmill_av_message(int error, char *out, int64_t size) {
-    if (av_strerror(error, out, (size_t)size) < 0)
+    if (error == AVERROR(EACCES))
+        snprintf(out, (size_t)size, "refers to other files, as playlists do");
+    else if (av_strerror(error, out, (size_t)size) < 0)
         snprintf(out, (size_t)size, "error %d", error);
     if (complaint[0]) {
         size_t used = strlen(out);
@@ -75,9 +84,11 @@ void clipmill_av_message(int error, char *out, int64_t size) {
 int clipmill_av_is(int error, int kind) {
     switch (kind) {
     case CLIPMILL_AV_IS_NO_DECODER:
-        return error == AVERROR_DECODER_NOT_FOUND || error == AVERROR_STREAM_NOT_FOUND;
+        return error == AVERROR_DECODER_NOT_FOUND;
     case CLIPMILL_AV_IS_STOPPED:
         return error == AVERROR_EXIT;
+    case CLIPMILL_AV_IS_NO_VIDEO:
+        return error == AVERROR_STREAM_NOT_FOUND;
     default:
         return error == AVERROR_PATCHWELCOME || error == AVERROR(ENOSYS) || error == AVERROR(EACCES);
     }
@@ -127,7 +138,21 @@ static int64_t seek_bytes(void *opaque, int64_t offset, int whence) {
     return in->position = offset;
 }
 
-/* A clip is one file: playlists and references to other files or hosts stay closed. */
+static int is_stopped(void *opaque) {
+    clipmill_av_input *in = opaque;
+    return __atomic_load_n(in->stop, __ATOMIC_RELAXED);
+}
+
+/* Playlists: what they name is another file, or another host. */
+static int is_list(const AVInputFormat *format) {
+    static const char *const lists[] = {"concat", "hls", "dash", "sdp", "rtsp", "rtp", "imf", "image2", "tty"};
+    for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
+        if (av_match_name(lists[i], format->name))
+            return 1;
+    return format->flags & AVFMT_NOFILE;
+}
+
+/* A clip is one file: references to other files or hosts stay closed. */
 static int open_nothing(AVFormatContext *s, AVIOContext **pb, const char *url, int flags, AVDictionary **o) {
     (void)s, (void)pb, (void)url, (void)flags, (void)o;
     return AVERROR(EACCES);
@@ -146,21 +171,32 @@ static int is_described(const AVFormatContext *format, const AVStream *stream) {
 
 static void choose_stream(clipmill_av_input *in) {
     in->stream = NULL;
-    in->n_video_streams = 0;
     for (unsigned i = 0; i < in->format->nb_streams; i++) {
         AVStream *s = in->format->streams[i];
         /* A cover picture is no video. */
         if (s->codecpar->codec_type != AVMEDIA_TYPE_VIDEO || s->disposition & AV_DISPOSITION_ATTACHED_PIC)
             continue;
-        in->n_video_streams++;
         if (!in->stream)
             in->stream = s;
     }
 }
 
+/* It decodes some frames of every stream, which the limit must bind as well. */
+static int find_info(AVFormatContext *format) {
+    unsigned n = format->nb_streams;
+    AVDictionary **options = n ? av_calloc(n, sizeof *options) : NULL;
+    for (unsigned i = 0; options && i < n; i++)
+        av_dict_set_int(&options[i], "max_pixels", CLIPMILL_AV_MOST_PIXELS, 0);
+    int error = avformat_find_stream_info(format, options);
+    for (unsigned i = 0; options && i < n; i++)
+        av_dict_free(&options[i]);
+    av_free(options);
+    return error;
+}
+
 int clipmill_av_open(const uint8_t *data, int64_t size, const uint8_t *stop, const char *format,
                      clipmill_av_input **out) {
-    int error = AVERROR(ENOMEM);
+    int error = AVERROR(ENOMEM), is_open = 0;
     quieten();
     clipmill_av_input *in = av_mallocz(sizeof *in);
     uint8_t *buffer = av_malloc(READ_BYTES);
@@ -174,13 +210,24 @@ int clipmill_av_open(const uint8_t *data, int64_t size, const uint8_t *stop, con
         goto fail;
     in->format->pb = io;
     in->format->io_open = open_nothing;
+    in->format->protocol_whitelist = av_strdup("");
+    in->format->interrupt_callback = (AVIOInterruptCB){is_stopped, in};
+    const AVInputFormat *demuxer = format ? av_find_input_format(format) : NULL;
+    if (!demuxer) {
+        error = av_probe_input_buffer2(io, &demuxer, "", NULL, 0, 0);
+        if (error >= 0 && is_list(demuxer))
+            error = AVERROR(EACCES);
+        if (error < 0)
+            goto fail;
+    }
     /* It frees the context when it fails. */
-    error = avformat_open_input(&in->format, NULL, format ? av_find_input_format(format) : NULL, NULL);
+    error = avformat_open_input(&in->format, NULL, demuxer, NULL);
     if (error < 0)
         goto fail;
+    is_open = 1;
     choose_stream(in);
     if (!is_described(in->format, in->stream)) {
-        error = avformat_find_stream_info(in->format, NULL);
+        error = find_info(in->format);
         if (error < 0)
             goto fail;
         choose_stream(in);
@@ -194,8 +241,10 @@ int clipmill_av_open(const uint8_t *data, int64_t size, const uint8_t *stop, con
     *out = in;
     return 0;
 fail:
-    if (in && in->format)
+    if (is_open)
         avformat_close_input(&in->format);
+    else if (in)
+        avformat_free_context(in->format);
     if (io) {
         av_freep(&io->buffer);
         avio_context_free(&io);
@@ -256,7 +305,10 @@ void clipmill_av_describe(const clipmill_av_input *in, clipmill_av_stream *out) 
     out->fps_num = fps.num, out->fps_den = fps.den;
     out->width = stream->codecpar->width, out->height = stream->codecpar->height;
     out->sar_num = sar.num, out->sar_den = sar.den;
-    out->n_video_streams = in->n_video_streams;
+    const AVCodecDescriptor *codec = avcodec_descriptor_get(stream->codecpar->codec_id);
+    out->may_reorder = !codec || codec->props & AV_CODEC_PROP_REORDER;
+    out->is_untimed = !!(in->format->iformat->flags & AVFMT_NOTIMESTAMPS);
+    out->is_interlaced = stream->codecpar->field_order > AV_FIELD_PROGRESSIVE;
     if (matrix)
         memcpy(out->matrix, matrix, sizeof out->matrix);
 }
@@ -315,6 +367,8 @@ int clipmill_av_decoder_open(const clipmill_av_input *in, int threads, int reord
     context->pkt_timebase = in->stream->time_base;
     context->thread_count = threads;
     context->opaque = decoder;
+    context->get_format = get_format;
+    context->max_pixels = CLIPMILL_AV_MOST_PIXELS;
     if (reorder >= 0)
         context->has_b_frames = reorder;
     error = avcodec_open2(context, codec, NULL);
@@ -358,6 +412,10 @@ int clipmill_av_send(clipmill_av_decoder *decoder, const void *packet, int64_t o
             return AVERROR(ENOMEM);
         copy->pts = copy->dts = ordinal;
         /* What decoders read past the end is the rest of the packet, or its padding. */
+        if (offset < 0 || size < 0 || offset + size > copy->size) {
+            av_packet_free(&copy);
+            return AVERROR(EINVAL);
+        }
         copy->data += offset;
         copy->size = (int)size;
     }
@@ -452,7 +510,6 @@ void clipmill_av_picture_of(const void *frame, clipmill_av_picture *out) {
     out->is_interlaced = f->interlaced_frame;
     out->is_top_field_first = f->top_field_first;
 #endif
-    out->has_errors = f->decode_error_flags != 0 || f->flags & AV_FRAME_FLAG_CORRUPT;
 }
 
 /* A plain format with at least the precision of this one. */

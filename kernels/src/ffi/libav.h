@@ -26,7 +26,9 @@ typedef struct {
     int32_t width, height;
     int32_t sar_num, sar_den;
     int32_t matrix[9]; /* display matrix, all 0 if there is none */
-    int32_t n_video_streams;
+    int32_t may_reorder;  /* by its codec */
+    int32_t is_interlaced, is_untimed; /* pictures are fields; the container has no times */
+    int32_t reserved;
 } clipmill_av_stream;
 
 typedef struct {
@@ -55,8 +57,7 @@ typedef struct {
     int32_t offsets[3], step; /* of packed RGB */
     int32_t matrix, range, primaries, chroma_location;
     int32_t sar_num, sar_den;
-    int32_t is_interlaced, is_top_field_first, has_errors;
-    int32_t is_rgb;
+    int32_t is_interlaced, is_top_field_first, is_rgb, reserved;
 } clipmill_av_picture;
 
 /* `stop` is read atomically while the input reads; not 0 makes reading fail. `data` and `stop` outlive
@@ -96,7 +97,12 @@ int clipmill_av_convert(const void *frame, void **out);
 /* What an error means; FFmpeg's own last complaint in this thread if there was one. */
 void clipmill_av_message(int error, char *out, int64_t size);
 int clipmill_av_is(int error, int kind);
-enum { CLIPMILL_AV_IS_NO_DECODER, CLIPMILL_AV_IS_STOPPED, CLIPMILL_AV_IS_NOT_SUPPORTED };
+enum {
+    CLIPMILL_AV_IS_NO_DECODER,
+    CLIPMILL_AV_IS_STOPPED,
+    CLIPMILL_AV_IS_NOT_SUPPORTED,
+    CLIPMILL_AV_IS_NO_VIDEO,
+};
 /* Versions of libavformat and libavcodec, as `AV_VERSION_INT`. */
 void clipmill_av_versions(uint32_t *format, uint32_t *codec);
 void clipmill_av_sizes(int64_t sizes[3]);

@@ -35,30 +35,32 @@ impl Cores {
         Self { free: Arc::new(AtomicI64::new(n as i64)) }
     }
 
-    /// For a clip of which so many pictures of so many samples will be decoded: at least one core, more if
-    /// it is long and they are free.
-    pub(super) fn take(&self, n_pictures: u64, samples: u64) -> Taken {
+    /// For a clip: one core, whether or not it is free.
+    pub(super) fn take(&self) -> Taken {
+        self.free.fetch_sub(1, Ordering::Relaxed);
+        Taken { free: self.free.clone(), n: 1 }
+    }
+}
+
+impl Taken {
+    /// Takes what is free for so many pictures of so many samples, if they are worth it.
+    pub(super) fn more(&mut self, n_pictures: u64, samples: u64) {
         let is_small = samples < SMALL_PICTURE;
         let n_samples = if is_small { 0 } else { n_pictures.saturating_mul(samples) };
-        let wanted = (n_samples / WORTH_A_THREAD).clamp(1, MOST_THREADS) as i64;
-        let before = self.free.fetch_sub(1, Ordering::Relaxed);
-        let mut taken = Taken { free: self.free.clone(), n: 1 };
-        let mut free = before - 1;
-        while wanted > 1 && free > 0 {
-            let more = free.min(wanted - 1);
+        let wanted = (n_samples / WORTH_A_THREAD).min(MOST_THREADS) as i64 - self.n;
+        let mut free = self.free.load(Ordering::Relaxed);
+        while wanted > 0 && free > 0 {
+            let more = free.min(wanted);
             match self.free.compare_exchange(free, free - more, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => {
-                    taken.n += more;
+                    self.n += more;
                     break;
                 }
                 Err(now) => free = now,
             }
         }
-        taken
     }
-}
 
-impl Taken {
     pub(super) fn threads(&self) -> u32 {
         self.n as u32
     }
@@ -77,16 +79,21 @@ mod tests {
     #[test]
     fn long_clips_take_what_is_free() {
         let cores = Cores::new(4);
-        let short = cores.take(30, 1280 * 720);
+        let take = |n_pictures, samples| {
+            let mut taken = cores.take();
+            taken.more(n_pictures, samples);
+            taken
+        };
+        let short = take(30, 1280 * 720);
         assert_eq!(short.threads(), 1);
-        assert_eq!(cores.take(200_000, 320 * 240).threads(), 1);
-        let long = cores.take(3600, 1920 * 1080);
+        assert_eq!(take(200_000, 320 * 240).threads(), 1);
+        let long = take(3600, 1920 * 1080);
         assert_eq!(long.threads(), 3);
         // More workers than cores: each clip still gets its thread.
-        let another = cores.take(u64::MAX, 1 << 40);
+        let another = take(u64::MAX, 1 << 40);
         assert_eq!(another.threads(), 1);
         drop((short, long, another));
-        assert_eq!(cores.take(75, 1920 * 1080).threads(), 3);
+        assert_eq!(take(75, 1920 * 1080).threads(), 3);
         assert_eq!(cores.free.load(Ordering::Relaxed), 4);
     }
 }

@@ -190,8 +190,11 @@ impl Decode {
                 Err(Stopped::Reject(reason)) => reason,
                 _ => return finished,
             };
+            // What no header tells is left alone: GStreamer's own detection follows playlists to other files
+            // and hosts, and crashes on some.
+            let is_known = Container::of(item.file.bytes()).demuxer().is_some();
             match (&unsupported, refused) {
-                (None, Reason::Unsupported(_)) => unsupported = Some(refused.clone()),
+                (None, Reason::Unsupported(_)) if is_known => unsupported = Some(refused.clone()),
                 (None, _) => return finished,
                 // The first decoder knew best what is wrong.
                 (Some(_), _) => (),

@@ -18,7 +18,7 @@ const MILLISECOND_NS: i64 = 1_000_000;
 const LEAST_MS: u32 = 11;
 const USUAL_MS: u32 = 100;
 /// A canvas of more samples than this is an attack, not a picture: a file of 80 bytes can ask for it.
-const MOST_SAMPLES: u64 = 1 << 25;
+const MOST_SAMPLES: u64 = 1 << 27;
 
 /// Decodes; the sink hears the end, whatever it is. Only the first picture decodes alone.
 pub(super) fn decode(file: &MappedFile, sampling: Sampling, sink: Box<dyn FrameSink>) {

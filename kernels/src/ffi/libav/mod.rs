@@ -21,7 +21,10 @@ use crate::{
 /// What FFmpeg could not do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// There is no stream of pictures, or no decoder for it.
+    /// There is no stream of pictures.
+    #[error("no video stream")]
+    NoVideo,
+    /// There is no decoder for it.
     #[error("{0}")]
     Missing(String),
     /// FFmpeg knows what it is, and does not support it.
@@ -51,6 +54,8 @@ impl Error {
         let is = |kind| unsafe { sys::clipmill_av_is(code, kind) != 0 };
         if is(sys::IS_STOPPED) {
             Self::Stopped
+        } else if is(sys::IS_NO_VIDEO) {
+            Self::NoVideo
         } else if is(sys::IS_NO_DECODER) {
             Self::Missing(text)
         } else if is(sys::IS_NOT_SUPPORTED) {
@@ -106,6 +111,12 @@ pub struct Stream {
     pub sample_aspect: Option<SampleAspect>,
     /// How a viewer turns the pictures.
     pub orientation: Orientation,
+    /// Whether its codec may show pictures in another order than it codes them.
+    pub may_reorder: bool,
+    /// Whether its pictures are, or may be, two fields.
+    pub is_interlaced: bool,
+    /// Whether it is a bare stream, without times.
+    pub is_untimed: bool,
 }
 
 /// A clip's container, opened.
@@ -178,12 +189,17 @@ impl Input {
             size: (raw.size[0].max(0) as u32, raw.size[1].max(0) as u32),
             sample_aspect: SampleAspect::new(raw.sar[0], raw.sar[1]),
             orientation: colour::orientation(&raw.matrix),
+            may_reorder: raw.may_reorder != 0,
+            is_interlaced: raw.is_interlaced != 0,
+            is_untimed: raw.is_untimed != 0,
         }
     }
 
     /// Reads the stream's next packet into `packet`; false at the end.
     pub fn read(&mut self, packet: &mut Packet) -> Result<bool, Error> {
         let mut told = std::mem::MaybeUninit::<sys::Packet>::uninit();
+        // What it held is given up first, whatever comes of the read.
+        (packet.data, packet.size) = (std::ptr::null(), 0);
         // SAFETY: `self.raw` is open and `packet` owned; every field is written where 0 is returned.
         let told = unsafe {
             match sys::clipmill_av_read(self.raw.as_ptr(), packet.raw.as_ptr(), told.as_mut_ptr()) {

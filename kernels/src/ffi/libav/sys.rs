@@ -9,6 +9,7 @@ pub(super) const NO_TIME: i64 = i64::MIN;
 pub(super) const IS_NO_DECODER: c_int = 0;
 pub(super) const IS_STOPPED: c_int = 1;
 pub(super) const IS_NOT_SUPPORTED: c_int = 2;
+pub(super) const IS_NO_VIDEO: c_int = 3;
 
 pub(super) const PLANAR: i32 = 0;
 pub(super) const SEMI_PLANAR: i32 = 1;
@@ -41,7 +42,10 @@ pub(super) struct Stream {
     pub(super) size: [i32; 2],
     pub(super) sar: [i32; 2],
     pub(super) matrix: [i32; 9],
-    pub(super) n_video_streams: i32,
+    pub(super) may_reorder: i32,
+    pub(super) is_interlaced: i32,
+    pub(super) is_untimed: i32,
+    pub(super) reserved: i32,
 }
 
 #[repr(C)]
@@ -75,8 +79,8 @@ pub(super) struct Picture {
     pub(super) sar: [i32; 2],
     pub(super) is_interlaced: i32,
     pub(super) is_top_field_first: i32,
-    pub(super) has_errors: i32,
     pub(super) is_rgb: i32,
+    pub(super) reserved: i32,
 }
 
 unsafe extern "C" {

@@ -70,6 +70,10 @@ impl Decoder for GstreamerDecoder {
             let detail = format!("GStreamer does not decode {} reliably", container.name());
             return Err(Reason::Unsupported(detail));
         }
+        if container == Container::Other && is_text(file.bytes()) {
+            // It might be a playlist, which decodebin3 would follow to other files and hosts.
+            return Err(Reason::Unsupported("a text file".into()));
+        }
         let times = if sampling.needs_packets() {
             self.packet_times(file, container)?
         } else {
@@ -89,6 +93,12 @@ impl Decoder for GstreamerDecoder {
         let deliver = Deliver::Pictures { threads: self.threads };
         Ok(Box::new(Chain::start(file, container, deliver, pictures)?))
     }
+}
+
+/// Whether a file begins as text does; YUV4MPEG2 does so too.
+fn is_text(bytes: &[u8]) -> bool {
+    let head = &bytes[..bytes.len().min(64)];
+    !head.starts_with(b"YUV4MPEG2") && head.iter().all(|b| matches!(b, b'\t' | b'\n' | b'\r' | 0x20..=0x7E))
 }
 
 /// Time of a sample on the player's clock, and how long it lasts. MP4's edit lists and TS's start

@@ -22,7 +22,7 @@ use crate::{
         FrameSink, StreamEnd,
         choose::Chooser,
         container::Container,
-        cores::{Cores, Taken},
+        cores::Cores,
         sample::{PacketTimes, Sampling},
         surface::Surface,
         webp,
@@ -95,16 +95,17 @@ pub(super) fn decode(job: Job) {
             Err(error) => return sink.end(end, Err(reason(error, None))),
         }
     }
-    let reorder = survey.as_ref().and_then(|s| s.reorder);
-    let opened = |packets: &Packets, n_frames: u64| -> Result<(Decoder, Taken), Error> {
-        let taken = cores.take(n_frames, u64::from(stream.size.0) * u64::from(stream.size.1));
+    let reorder = survey.as_ref().and_then(|s| s.reorder).filter(|_| stream.codec == "h264");
+    let mut taken = cores.take();
+    let mut opened = |packets: &Packets, n_frames: u64| -> Result<Decoder, Error> {
+        taken.more(n_frames, u64::from(stream.size.0) * u64::from(stream.size.1));
         let threads = if threads == 0 { taken.threads() } else { threads };
-        Ok((Decoder::open(packets.input(), threads, reorder)?, taken))
+        Decoder::open(packets.input(), threads, reorder)
     };
     let mut last_planned = None;
     let planned = survey.as_ref().filter(|_| plan && sampling != Sampling::All);
     if let Some((survey, plan)) = planned.and_then(|s| Some((s, Plan::new(sampling, s)?))) {
-        let result = opened(&packets, plan.n_pictures()).map_err(Left::from).and_then(|(decoder, _taken)| {
+        let result = opened(&packets, plan.n_pictures()).map_err(Left::from).and_then(|decoder| {
             end.decoder = format!("libav:{}", decoder.name());
             let (packets, sink) = (&mut packets, sink.as_mut());
             let (end, last) = (&mut end, &mut last_planned);
@@ -127,9 +128,12 @@ pub(super) fn decode(job: Job) {
         (0, stated) => stated,
         (surveyed, _) => surveyed,
     };
+    // Keyframes are counted among the pictures that come, which a packet more or less does not change.
+    let needs_times = matches!(sampling, Sampling::Count(_));
+    let times = if needs_times { times } else { PacketTimes::default() };
     match opened(&packets, n_frames) {
         Err(error) => sink.end(end, Err(reason(error, None))),
-        Ok((decoder, _taken)) => {
+        Ok(decoder) => {
             end.decoder = format!("libav:{}", decoder.name());
             let timeline = Timeline::new(&stream);
             let chooser = Chooser::new(sampling, times, sink).after(last_planned);
@@ -144,6 +148,7 @@ pub(super) fn decode(job: Job) {
                 n_packets: 0,
                 in_line: VecDeque::new(),
                 last: None,
+                good: None,
                 n_faults: 0,
                 fault: None,
             };
@@ -163,7 +168,7 @@ fn describe(end: &mut StreamEnd, container: Container, stream: &Stream) {
 /// FFmpeg's error in our terms.
 fn reason(error: Error, last_good: Option<Pts>) -> Reason {
     match error {
-        Error::Missing(_) | Error::NotSupported(_) => Reason::Unsupported(error.to_string()),
+        Error::Missing(_) | Error::NotSupported(_) | Error::NoVideo => Reason::Unsupported(error.to_string()),
         _ => Reason::Corrupt { last_good, detail: error.to_string() },
     }
 }
@@ -263,6 +268,8 @@ struct Whole {
     /// Times that the next pictures take, where pictures are counted, and their packets.
     in_line: VecDeque<(u32, Span)>,
     last: Option<Span>,
+    /// The last picture before the first fault.
+    good: Option<Pts>,
     n_faults: u32,
     fault: Option<Error>,
 }
@@ -284,8 +291,8 @@ impl Whole {
     }
 
     fn verdict(&mut self) -> Result<(), Reason> {
-        let last_good = self.last.map(|s| Pts { nanos: s.start });
-        match (self.fault.take(), last_good) {
+        let last_good = self.good;
+        match (self.fault.take(), self.last) {
             (Some(fault), Some(_)) => {
                 let times =
                     if self.n_faults > 1 { format!(" ({} faults)", self.n_faults) } else { String::new() };
@@ -294,7 +301,10 @@ impl Whole {
             (Some(fault), None) => Err(reason(fault, None)),
             (None, Some(_)) => match self.decoder.complaint() {
                 None => Ok(()),
-                Some(detail) => Err(Reason::Corrupt { last_good, detail }),
+                Some(detail) => Err(Reason::Corrupt {
+                    last_good,
+                    detail: format!("the decoder concealed damage: {detail}"),
+                }),
             },
             (None, None) if self.n_packets > 0 => {
                 let detail = format!("none of {} packets could be decoded", self.n_packets);
@@ -307,6 +317,12 @@ impl Whole {
     fn fault(&mut self, error: Error) {
         self.n_faults += 1;
         self.fault.get_or_insert(error);
+        self.note_good();
+    }
+
+    /// Remembers the last picture before the first fault.
+    fn note_good(&mut self) {
+        self.good = self.good.or(self.last.map(|s| Pts { nanos: s.start }));
     }
 
     fn all(&mut self) -> Result<(), Closed> {
@@ -369,9 +385,13 @@ impl Whole {
 
     fn picture(&mut self, frame: Frame) -> Result<(), Closed> {
         first_size(&mut self.end, &frame);
-        if self.last.is_none() {
-            // What a recording that starts in mid-stream lacks is no damage.
-            self.decoder.forgive();
+        if self.decoder.has_complained() {
+            if self.last.is_none() && frame.ordinal() != Some(0) {
+                // What a recording that starts in mid-stream lacks is no damage.
+                self.decoder.forgive();
+            } else {
+                self.note_good();
+            }
         }
         let from = frame.ordinal().and_then(|ordinal| {
             let ago = self.n_packets.checked_sub(ordinal)? as usize;

@@ -16,10 +16,10 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    thread,
+    thread::{self, JoinHandle},
 };
 
-use crossbeam_channel::{SendError, Sender, unbounded};
+use crossbeam_channel::{Sender, unbounded};
 use kernels::mapped_file::MappedFile;
 
 use super::{
@@ -42,6 +42,7 @@ pub(super) struct LibavDecoder {
 
 struct Worker {
     jobs: Sender<Job>,
+    thread: JoinHandle<()>,
     /// Set while a clip is decoded.
     is_busy: Arc<AtomicBool>,
 }
@@ -73,28 +74,25 @@ impl Decoder for LibavDecoder {
         sampling: Sampling,
         sink: Box<dyn FrameSink>,
     ) -> Result<Box<dyn Decoding>, Reason> {
-        // A worker that is still busy was given up: it ends by itself, if ever.
-        self.worker = self.worker.take().filter(|w| !w.is_busy.load(Ordering::Acquire));
+        // A worker that is still busy was given up: it ends by itself, if ever. A panic may have ended it.
+        let can_work = |w: &Worker| !w.is_busy.load(Ordering::Acquire) && !w.thread.is_finished();
+        self.worker = self.worker.take().filter(can_work);
         let stop = Arc::new(AtomicBool::new(false));
-        let job = |is_busy: &Arc<AtomicBool>| Job {
+        let worker = self.worker.get_or_insert_with(Worker::start);
+        let job = Job {
             file: file.clone(),
             sampling,
             plan: self.plan,
             threads: self.threads,
             cores: self.cores.clone(),
             stop: stop.clone(),
-            sink: Box::new(Ending { sink, is_busy: is_busy.clone() }),
+            sink: Box::new(Ending { sink, is_busy: worker.is_busy.clone() }),
         };
-        let worker = self.worker.get_or_insert_with(Worker::start);
         worker.is_busy.store(true, Ordering::Release);
-        if let Err(SendError(job)) = worker.jobs.send(job(&worker.is_busy)) {
-            // The thread died of a panic, after the end of its last clip.
-            let worker = self.worker.insert(Worker::start());
-            worker.jobs.send(job).map_err(|_| Reason::Corrupt {
-                last_good: None,
-                detail: "the decoder's thread does not start".into(),
-            })?;
-        }
+        worker.jobs.send(job).map_err(|_| Reason::Corrupt {
+            last_good: None,
+            detail: "the decoder's thread is gone".into(),
+        })?;
         Ok(Box::new(UnderWay { stop }))
     }
 }
@@ -123,7 +121,7 @@ impl FrameSink for Ending {
 impl Worker {
     fn start() -> Self {
         let (jobs, received) = unbounded::<Job>();
-        thread::spawn(move || received.into_iter().for_each(clip::decode));
-        Self { jobs, is_busy: Arc::default() }
+        let thread = thread::spawn(move || received.into_iter().for_each(clip::decode));
+        Self { jobs, thread, is_busy: Arc::default() }
     }
 }

@@ -14,6 +14,8 @@ use crate::decode::container::Container;
 
 /// Packets of a short clip are kept between the two passes, instead of read twice.
 const KEPT_BYTES: usize = 4 << 20;
+/// What a packet takes besides its bytes.
+const PACKET_BYTES: usize = 768;
 /// A demuxer seldom looks further back than this: mapped pages behind it are released.
 const MAPPED_BYTES: usize = 2 << 20;
 
@@ -26,6 +28,8 @@ pub(super) struct Packets {
     current: Packet,
     /// All packets, if they were surveyed and are few.
     kept: Vec<Packet>,
+    /// What ended them before their end.
+    broken: Option<Error>,
     /// Where the pages begin that were read and not released.
     mapped_from: usize,
 }
@@ -39,6 +43,7 @@ impl Packets {
             next: 0,
             current: Packet::new()?,
             kept: Vec::new(),
+            broken: None,
             mapped_from: 0,
         })
     }
@@ -67,29 +72,46 @@ impl Packets {
         Ok(Some(&self.current))
     }
 
-    /// Shows every packet to `see`, then starts again.
-    pub(super) fn survey(&mut self, mut see: impl FnMut(u32, &Packet)) -> Result<(), Error> {
+    /// Shows every packet to `see`, then starts again. Returns whether it came to the end.
+    pub(super) fn survey(&mut self, mut see: impl FnMut(u32, &Packet)) -> Result<bool, Error> {
         let mut kept_bytes = Some(0);
-        while self.read()?.is_some() {
+        loop {
+            match self.read() {
+                Ok(Some(_)) => (),
+                Ok(None) => break,
+                Err(Error::Stopped) => return Err(Error::Stopped),
+                Err(error) => {
+                    self.broken = Some(error);
+                    break;
+                }
+            }
             see(self.next - 1, &self.current);
-            kept_bytes = kept_bytes.map(|n| n + self.current.bytes().len()).filter(|n| *n <= KEPT_BYTES);
+            kept_bytes = kept_bytes
+                .map(|n| n + self.current.bytes().len() + PACKET_BYTES)
+                .filter(|n| *n <= KEPT_BYTES);
             if kept_bytes.is_some() {
                 let read = std::mem::replace(&mut self.current, Packet::new()?);
                 self.kept.push(read);
             } else {
-                self.kept.clear();
+                self.kept = Vec::new();
             }
         }
-        if kept_bytes.is_none() {
+        let is_whole = self.broken.is_none();
+        if self.kept.is_empty() {
+            // Read again, it will break again.
+            self.broken = None;
             self.restart()?;
         }
-        Ok(())
+        Ok(is_whole)
     }
 
     /// The packet of this number. Cheap for the last one, or one after it, or where packets are kept.
     pub(super) fn get(&mut self, number: u32) -> Result<Option<&Packet>, Error> {
         if !self.kept.is_empty() {
-            return Ok(self.kept.get(number as usize));
+            return match (self.kept.get(number as usize), &self.broken) {
+                (None, Some(error)) => Err(error.clone()),
+                (packet, _) => Ok(packet),
+            };
         }
         if number + 1 == self.next {
             return Ok(Some(&self.current));

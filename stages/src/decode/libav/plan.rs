@@ -102,8 +102,9 @@ fn choose(sampling: Sampling, survey: &Survey, pictures: &[Picture]) -> Vec<Chos
         let place = place as usize;
         chosen.extend(sampler.push(*pts, pictures[place].is_key, place));
     }
-    let end = Pts { nanos: survey.end }.max(sampler.packets_end());
-    chosen.extend(sampler.finish(end));
+    // As [`Chooser`](crate::decode::choose::Chooser) ends a clip.
+    let known = if sampling.needs_packets() { sampler.packets_end() } else { Pts { nanos: i64::MIN } };
+    chosen.extend(sampler.finish(Pts { nanos: survey.end }.max(known)));
     chosen.into_iter().map(|(info, place)| Chosen { info, place }).collect()
 }
 

@@ -35,15 +35,15 @@ pub(super) struct Survey {
     pub(super) end: i64,
 }
 
-/// Pictures that a codec lets overtake another, at most: H.264 and H.265 allow 16.
-const MOST_REORDERED: usize = 32;
+/// Pictures that H.264 and H.265 let overtake another, at most; FFmpeg aborts on more.
+const MOST_REORDERED: usize = 16;
 
 impl Survey {
     /// Reads all packets. `step` is called for each.
     pub(super) fn of(packets: &mut Packets, timeline: &mut Timeline, step: impl Fn()) -> Result<Self, Error> {
         let mut is_whole = true;
         let (mut spans, mut pictures) = (Vec::new(), Vec::new());
-        let read = packets.survey(|number, packet| {
+        let is_read = packets.survey(|number, packet| {
             step();
             let told = timeline.packet(packet);
             is_whole &= told.is_counted_on && !packet.is_corrupt && !packet.is_encrypted;
@@ -64,12 +64,10 @@ impl Survey {
                     is_b: coded.is_b,
                 });
             }
-        });
-        // What comes after a break cannot be planned, but the times before it hold.
-        is_whole &= read.is_ok();
-        if let Err(error @ Error::Stopped) = read {
-            return Err(error);
-        }
+        })?;
+        // What comes after a break cannot be planned, but the times before it hold. AVI without an index
+        // calls every packet a keyframe.
+        is_whole &= is_read && !timeline.has_doubtful_keys(pictures.iter().all(|p| p.is_key));
         let n_shown = pictures.iter().filter(|p| p.rank.is_some()).count();
         let is_counted = timeline.is_counted();
         if is_counted && is_whole {

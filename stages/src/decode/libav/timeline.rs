@@ -8,6 +8,8 @@ use kernels::ffi::libav::{Packet, Stream};
 
 use super::codec::{Codec, Coded};
 
+/// A clock that falls back by so much was set anew: what follows is another recording, not another order.
+const CLOCK_RESET_NS: i64 = 1_000_000_000;
 /// Frames of a stream that does not say how long one lasts.
 const USUAL_FRAME_NS: i64 = 40_000_000;
 
@@ -37,8 +39,17 @@ pub(super) struct Told {
 pub(super) struct Timeline {
     codec: Option<Codec>,
     is_avi: bool,
+    is_intra_only: bool,
+    /// Whether the container has no times at all.
+    is_untimed: bool,
+    may_reorder: bool,
+    /// Whether two packets may be one picture.
+    may_split: bool,
     counted: Option<bool>,
     start_ns: i64,
+    n_packets: i64,
+    /// Time of decoding that the last packet had, after it was set right.
+    last_dts: Option<i64>,
     frame_ns: i64,
     /// Pictures that came in packets with others, and will take the place of later, empty packets.
     n_ahead: usize,
@@ -53,8 +64,14 @@ impl Timeline {
         Self {
             codec: Codec::of(stream.codec, &stream.extradata),
             is_avi: stream.container == "avi",
+            is_intra_only: is_intra_only(stream.codec),
+            is_untimed: stream.is_untimed,
+            may_reorder: stream.may_reorder,
+            may_split: stream.codec == "h264" && stream.is_interlaced && is_bare(stream.container),
             counted: None,
             start_ns: stream.start_ns,
+            n_packets: 0,
+            last_dts: None,
             frame_ns: if stream.fps > 0.0 { (1e9 / stream.fps) as i64 } else { USUAL_FRAME_NS },
             n_ahead: 0,
             has_b: false,
@@ -74,7 +91,13 @@ impl Timeline {
 
     /// Whether all pictures so far are shown in the order of their packets.
     pub(super) fn is_in_order(&self) -> bool {
-        !self.has_b && self.codec.as_ref().is_some_and(Codec::tells_order)
+        let in_order = self.codec.as_ref().map_or(!self.may_reorder, Codec::tells_order);
+        !self.has_b && in_order
+    }
+
+    /// Whether marks of keyframes, all packets having one, are not to be trusted.
+    pub(super) fn has_doubtful_keys(&self, all_are: bool) -> bool {
+        self.is_avi && all_are && !self.is_intra_only && self.n_packets > 1
     }
 
     pub(super) fn codec(&self) -> Option<&Codec> {
@@ -82,15 +105,28 @@ impl Timeline {
     }
 
     pub(super) fn packet(&mut self, packet: &Packet) -> Told {
-        let counted =
-            *self.counted.get_or_insert(self.is_avi || (packet.pts_ns.is_none() && packet.dts_ns.is_some()));
+        let has_dts_alone = packet.pts_ns.is_none() && packet.dts_ns.is_some();
+        let counted = *self.counted.get_or_insert(self.is_avi || self.is_untimed || has_dts_alone);
         self.coded.clear();
         let is_counted_on = match &mut self.codec {
-            Some(codec) => codec.pictures(packet.bytes(), &mut self.coded),
+            Some(codec) => codec.pictures(packet.bytes(), &mut self.coded) && !self.may_split,
             None => false,
         };
         self.has_b |= self.coded.iter().any(|c| c.is_b);
-        let time = if counted { packet.dts_ns } else { packet.pts_ns };
+        let paced = self.start_ns.saturating_add(self.n_packets.saturating_mul(self.frame_ns));
+        let time = match (self.is_untimed, counted) {
+            (true, _) => Some(paced),
+            (false, true) => packet.dts_ns,
+            (false, false) => packet.pts_ns,
+        };
+        self.n_packets += 1;
+        if let (Some(dts), Some(last)) = (packet.dts_ns, self.last_dts) {
+            let now = dts.saturating_sub(self.start_ns);
+            if now < last.saturating_sub(CLOCK_RESET_NS) {
+                self.start_ns = self.start_ns.saturating_sub(last.saturating_add(self.frame_ns) - now);
+            }
+        }
+        self.last_dts = packet.dts_ns.map(|dts| dts.saturating_sub(self.start_ns)).or(self.last_dts);
         let lasts = if packet.duration_ns > 0 { packet.duration_ns } else { self.frame_ns };
         let span = time.map(|time| Span { start: time.saturating_sub(self.start_ns), lasts });
         if !counted || !is_counted_on {
@@ -102,4 +138,14 @@ impl Timeline {
         self.n_ahead = self.n_ahead.saturating_sub(1);
         Told { span: span.filter(|_| is_filled), is_counted_on }
     }
+}
+
+/// Codecs whose pictures all decode alone.
+fn is_intra_only(codec: &str) -> bool {
+    matches!(codec, "mjpeg" | "prores" | "dnxhd" | "dvvideo" | "huffyuv" | "ffvhuff" | "rawvideo" | "png")
+}
+
+/// Containers whose packets FFmpeg cuts itself, at fields if a picture's two come apart.
+fn is_bare(container: &str) -> bool {
+    matches!(container, "mpegts" | "mpeg" | "h264")
 }
