@@ -1,4 +1,5 @@
-//! Real videos, the odd ones among them: each ends once, and has as many frames as FFmpeg finds.
+//! Real videos, the odd ones among them: each ends once, has as many frames as FFmpeg finds, and the same
+//! ones by a plan as without.
 //!
 //! The videos are not in the repository: `$CLIPMILL_VIDEOS`, else `../shared/videos` beside the
 //! workspace, with a `MANIFEST.tsv` that says what each of them is.
@@ -41,13 +42,43 @@ fn index_all(site: &Site, folder: &str, paths: &[String]) -> Ends {
     ends
 }
 
-#[test]
-fn every_real_video_ends_once_and_has_its_frames() {
+/// The folder of real videos, if it is there.
+fn videos() -> Option<PathBuf> {
     let folder = std::env::var_os("CLIPMILL_VIDEOS")
         .map_or_else(|| support::root().join("../shared/videos"), PathBuf::from);
-    let Ok(folder) = folder.canonicalize() else {
-        return support::skip(&format!("there is no {}", folder.display()), "CLIPMILL_REQUIRE_VIDEOS");
+    match folder.canonicalize() {
+        Ok(folder) => Some(folder),
+        Err(_) => {
+            support::skip(&format!("there is no {}", folder.display()), "CLIPMILL_REQUIRE_VIDEOS");
+            None
+        }
+    }
+}
+
+/// Whatever is odd about a file, a plan chooses the frames that decoding everything would, bit by bit.
+#[test]
+fn plans_choose_what_whole_decoding_chooses() {
+    let Some(folder) = videos() else { return };
+    let paths: Vec<PathBuf> =
+        lines(folder.join("MANIFEST.tsv")).iter().map(|row| folder.join(&row[0])).collect();
+    // Few files a process, so that each is done in time; two processes at once, for two cores.
+    const TOGETHER: usize = 16;
+    let check = |first: usize| {
+        for some in paths.chunks(TOGETHER).skip(first).step_by(2) {
+            let mut arguments = vec!["check", "--decode"];
+            arguments.extend(some.iter().map(|p| p.to_str().unwrap()));
+            let done = support::run::clipmill(&arguments);
+            // Some cannot be decoded, by either way.
+            assert!(matches!(done.code, Some(0 | 3)), "{}\n{}", done.stdout, done.stderr);
+            assert!(!done.stdout.contains("DIFFERENT"), "{}", done.stdout);
+        }
     };
+    std::thread::scope(|scope| (0..2).for_each(|first| drop(scope.spawn(move || check(first)))));
+}
+
+#[test]
+fn every_real_video_ends_once_and_has_its_frames() {
+    let Some(folder) = videos() else { return };
     let manifest = lines(folder.join("MANIFEST.tsv"));
     let paths: Vec<String> = manifest.iter().map(|row| row[0].clone()).collect();
     let site = Site::new();
