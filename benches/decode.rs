@@ -9,16 +9,15 @@ use anyhow::Result;
 use benches::print;
 use clap::Parser;
 use kernels::{
-    picture::{Matrix, Reading},
     preprocess::{Recipe, Resize},
     resample::Filter,
 };
 use stages::{
     clips::{ClipList, Label},
-    decode::{Backend, Decode, Settings, cores::Cores, sample::Sampling},
+    decode::{Backend, Decode, Settings, sample::Sampling},
     item::{ClipId, ClipRef, EncodedClip, FrameBatch},
     load::Load,
-    stage::{Closed, Emit, Rejection, Stage},
+    stage::{Closed, Emit, Kept, Rejection, Stage},
 };
 
 #[derive(Parser)]
@@ -53,24 +52,6 @@ const RECIPE: Recipe = Recipe {
     std: [0.2686, 0.2613, 0.2758],
 };
 
-/// Keeps items, or counts frames.
-struct Out<T> {
-    items: Vec<T>,
-    n_rejects: usize,
-}
-
-impl<T> Emit<T> for Out<T> {
-    fn emit(&mut self, item: T) -> Result<(), Closed> {
-        self.items.push(item);
-        Ok(())
-    }
-
-    fn reject(&mut self, _: Rejection) -> Result<(), Closed> {
-        self.n_rejects += 1;
-        Ok(())
-    }
-}
-
 /// Sampled and decoded frames of a clip.
 fn decode(stage: &mut Decode, clip: &EncodedClip) -> Result<(u64, u64)> {
     struct Count(u64, u64);
@@ -92,7 +73,7 @@ fn decode(stage: &mut Decode, clip: &EncodedClip) -> Result<(u64, u64)> {
 fn main() -> Result<()> {
     let args = Args::parse();
     let list = ClipList::open(&args.clips, Label::None)?;
-    let mut loaded = Out { items: Vec::new(), n_rejects: 0 };
+    let mut loaded = Kept(Vec::new());
     let mut load = Load::open();
     for (i, entry) in list.iter()?.enumerate() {
         let entry = entry?;
@@ -109,20 +90,14 @@ fn main() -> Result<()> {
     };
     let mut stage = Decode::open(Settings {
         backend: if args.backend == "libav" { Backend::Libav } else { Backend::Gstreamer },
-        sampling,
         plan: !args.no_plan && args.mode != "decode",
         threads: 1,
-        cores: Cores::new(1),
-        reading: Reading { unspecified: Matrix::Bt601, one_field: true },
-        stall: std::time::Duration::from_secs(20),
-        keep_damaged: true,
-        batch_frames: 8,
-        recipe: RECIPE,
+        ..Settings::new(sampling, RECIPE)
     });
-    decode(&mut stage, &loaded.items[0])?;
+    decode(&mut stage, &loaded.0[0])?;
     let cpu = pipeline::run::cpu_seconds();
     let (mut frames, mut clips) = (0, 0);
-    for clip in (0..args.passes).flat_map(|_| &loaded.items) {
+    for clip in (0..args.passes).flat_map(|_| &loaded.0) {
         let (sampled, decoded) = decode(&mut stage, clip)?;
         frames += if args.mode == "decode" { decoded } else { sampled };
         clips += 1;

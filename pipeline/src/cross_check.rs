@@ -1,22 +1,17 @@
 //! `check --decode`: a file decoded by a plan and decoded whole, compared frame by frame.
 
-use std::{
-    path::Path,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{path::Path, sync::Arc, time::Instant};
 
 use kernels::{
-    picture::{Matrix, Reading},
     preprocess::{Recipe, Resize},
     resample::Filter,
 };
 use serde_json::json;
 use stages::{
-    decode::{Backend, Decode, Settings, cores::Cores, sample::Sampling},
+    decode::{Decode, Settings, sample::Sampling},
     item::{ClipId, ClipRef, EncodedClip, FrameBatch, FrameInfo},
     load::Load,
-    stage::{Closed, Emit, Rejection, Stage, StageError},
+    stage::{Closed, Emit, Kept, Rejection, Stage, StageError},
 };
 
 /// Rules that are compared, each for itself.
@@ -61,9 +56,9 @@ const SHOWN: usize = 5;
 pub fn compare(file: &Path) -> Result<Vec<Compared>, String> {
     let path = file.to_string_lossy().into_owned();
     let clip = ClipRef { id: ClipId(0), path, label: None, extra: Vec::new() };
-    let mut loaded = Collected { items: Vec::new() };
+    let mut loaded = Kept(Vec::new());
     Load::open().process(Arc::new(clip), &mut loaded).map_err(|e| told(&e))?;
-    let loaded: &EncodedClip = loaded.items.first().ok_or("the file was not read")?;
+    let loaded: &EncodedClip = loaded.0.first().ok_or("the file was not read")?;
     let one = |(rule, sampling): (&'static str, Sampling)| {
         let (planned, planned_s) = frames(loaded, sampling, true);
         let (whole, whole_s) = frames(loaded, sampling, false);
@@ -79,19 +74,7 @@ pub fn compare(file: &Path) -> Result<Vec<Compared>, String> {
 type Frame = (FrameInfo, blake3::Hash);
 
 fn frames(clip: &EncodedClip, sampling: Sampling, plan: bool) -> (Result<Vec<Frame>, String>, f64) {
-    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let mut decode = Decode::open(Settings {
-        backend: Backend::Auto,
-        sampling,
-        plan,
-        threads: 0,
-        cores: Cores::new(cores),
-        reading: Reading { unspecified: Matrix::Bt601, one_field: true },
-        stall: Duration::from_secs(20),
-        keep_damaged: true,
-        batch_frames: 8,
-        recipe: RECIPE,
-    });
+    let mut decode = Decode::open(Settings { plan, ..Settings::new(sampling, RECIPE) });
     let start = Instant::now();
     let mut hashed = Hashed::default();
     let done = decode.process(clip.clone(), &mut hashed);
@@ -165,21 +148,6 @@ impl Compared {
             "differences": self.differences,
             "planned_s": self.planned_s, "whole_s": self.whole_s,
         })
-    }
-}
-
-struct Collected<T> {
-    items: Vec<T>,
-}
-
-impl<T> Emit<T> for Collected<T> {
-    fn emit(&mut self, item: T) -> Result<(), Closed> {
-        self.items.push(item);
-        Ok(())
-    }
-
-    fn reject(&mut self, _: Rejection) -> Result<(), Closed> {
-        Ok(())
     }
 }
 

@@ -3,16 +3,15 @@
 use std::{path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-
 use serde_json::json;
 use stages::{
-    decode::{self, Backend, Decode, cores::Cores, sample::Sampling},
+    decode::{self, Decode, sample::Sampling},
     encode::{self, Encode, joint::normalize, text::TextEncoder},
     index::vectors::{Hit, search},
     item::{ClipId, ClipRef, EmbeddingBatch, EncodedClip, FrameBatch},
     load::Load,
     model::{Home, Model},
-    stage::{Closed, Emit, Rejection, Stage, StageError},
+    stage::{Kept, Stage, StageError},
 };
 
 use crate::{
@@ -85,23 +84,9 @@ fn clock(pts_ns: i64) -> String {
     if h > 0 { format!("{h}:{m:02}:{s:02}") } else { format!("{m:02}:{s:02}") }
 }
 
-/// Keeps what a stage emits. A stage that refuses its item says so by an error.
-struct Collect<T>(Vec<T>);
-
-impl<T> Emit<T> for Collect<T> {
-    fn emit(&mut self, item: T) -> Result<(), Closed> {
-        self.0.push(item);
-        Ok(())
-    }
-
-    fn reject(&mut self, _: Rejection) -> Result<(), Closed> {
-        Ok(())
-    }
-}
-
 /// Runs a stage over some items, to its end.
 fn through<S: Stage>(mut stage: S, items: Vec<S::In>) -> Result<Vec<S::Out>> {
-    let mut out = Collect(Vec::new());
+    let mut out = Kept(Vec::new());
     let told = |e: StageError| match e {
         StageError::Reject(r) => anyhow!("{}: {}", r.clip.path, r.reason),
         other => other.into(),
@@ -121,18 +106,9 @@ fn embed_file(
     model: &Model,
     library: &Path,
 ) -> Result<Vec<f32>> {
-    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let decode = decode::Settings {
-        backend: Backend::Auto,
-        sampling,
-        plan: true,
-        threads: 0,
-        cores: Cores::new(cores),
         reading: recorded_reading(&record.settings),
-        stall: std::time::Duration::from_secs(20),
-        keep_damaged: true,
-        batch_frames: 8,
-        recipe: model.recipe(),
+        ..decode::Settings::new(sampling, model.recipe())
     };
     let encode = encode::Settings { model: model.clone(), batch: 8, threads: 0, keep_image_embedding: false };
     let clip = ClipRef { id: ClipId(0), path: file.to_owned(), label: None, extra: Vec::new() };

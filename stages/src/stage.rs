@@ -33,6 +33,21 @@ pub trait Emit<T> {
     fn reject(&mut self, rejection: Rejection) -> Result<(), Closed>;
 }
 
+/// Keeps what a stage emits, where one is run by itself. A stage that refuses its item says so by an error.
+#[derive(Debug)]
+pub struct Kept<T>(pub Vec<T>);
+
+impl<T> Emit<T> for Kept<T> {
+    fn emit(&mut self, item: T) -> Result<(), Closed> {
+        self.0.push(item);
+        Ok(())
+    }
+
+    fn reject(&mut self, _: Rejection) -> Result<(), Closed> {
+        Ok(())
+    }
+}
+
 /// The bytes an item holds while it waits on an edge.
 pub trait Weigh {
     /// Bytes of memory, near enough for a limit.

@@ -1,14 +1,13 @@
 //! The decode stage alone, without a program around it.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc};
 
 use kernels::{
-    picture::{Matrix, Reading},
     preprocess::{Recipe, Resize},
     resample::Filter,
 };
 use stages::{
-    decode::{Backend, Decode, Settings, cores::Cores, sample::Sampling},
+    decode::{Backend, Decode, Settings, sample::Sampling},
     item::{ClipEnd, ClipId, ClipRef, EncodedClip, FrameBatch, FrameInfo},
     load::Load,
     stage::{Closed, Emit, Rejection, Stage, StageError},
@@ -26,18 +25,7 @@ pub const RECIPE: Recipe = Recipe {
 
 /// Settings that decode by a plan, in one thread.
 pub fn settings(backend: Backend, sampling: Sampling) -> Settings {
-    Settings {
-        backend,
-        sampling,
-        plan: true,
-        threads: 1,
-        cores: Cores::new(1),
-        reading: Reading { unspecified: Matrix::Bt601, one_field: true },
-        stall: Duration::from_secs(20),
-        keep_damaged: true,
-        batch_frames: 4,
-        recipe: RECIPE,
-    }
+    Settings { backend, threads: 1, batch_frames: 4, ..Settings::new(sampling, RECIPE) }
 }
 
 /// What the stage sends on of a clip.

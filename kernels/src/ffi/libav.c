@@ -307,6 +307,7 @@ void clipmill_av_describe(const clipmill_av_input *in, clipmill_av_stream *out) 
     out->sar_num = sar.num, out->sar_den = sar.den;
     const AVCodecDescriptor *codec = avcodec_descriptor_get(stream->codecpar->codec_id);
     out->may_reorder = !codec || codec->props & AV_CODEC_PROP_REORDER;
+    out->is_intra_only = codec && codec->props & AV_CODEC_PROP_INTRA_ONLY;
     out->is_untimed = !!(in->format->iformat->flags & AVFMT_NOTIMESTAMPS);
     out->is_interlaced = stream->codecpar->field_order > AV_FIELD_PROGRESSIVE;
     if (matrix)

@@ -28,7 +28,7 @@ typedef struct {
     int32_t matrix[9]; /* display matrix, all 0 if there is none */
     int32_t may_reorder;  /* by its codec */
     int32_t is_interlaced, is_untimed; /* pictures are fields; the container has no times */
-    int32_t reserved;
+    int32_t is_intra_only;
 } clipmill_av_stream;
 
 typedef struct {

@@ -24,7 +24,7 @@ use std::{
 use crossbeam_channel::{Receiver, bounded};
 use kernels::{
     mapped_file::MappedFile,
-    picture::Reading,
+    picture::{Matrix, Reading},
     preprocess::{Preprocessor, Recipe},
 };
 
@@ -75,6 +75,24 @@ pub struct Settings {
     pub batch_frames: usize,
     /// The model's wishes.
     pub recipe: Recipe,
+}
+
+impl Settings {
+    /// The usual ones, for a stage that has the machine to itself.
+    pub fn new(sampling: Sampling, recipe: Recipe) -> Self {
+        Self {
+            backend: Backend::Auto,
+            sampling,
+            plan: true,
+            threads: 0,
+            cores: Cores::new(std::thread::available_parallelism().map_or(1, |n| n.get())),
+            reading: Reading { unspecified: Matrix::Bt601, one_field: true },
+            stall: Duration::from_secs(20),
+            keep_damaged: true,
+            batch_frames: 8,
+            recipe,
+        }
+    }
 }
 
 /// Decodes clips: the seam between the stage and a library, one folder for each.

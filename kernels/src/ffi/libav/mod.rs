@@ -115,6 +115,8 @@ pub struct Stream {
     pub may_reorder: bool,
     /// Whether its pictures are, or may be, two fields.
     pub is_interlaced: bool,
+    /// Whether all pictures of its codec decode alone.
+    pub is_intra_only: bool,
     /// Whether it is a bare stream, without times.
     pub is_untimed: bool,
 }
@@ -123,7 +125,7 @@ pub struct Stream {
 pub struct Input {
     raw: NonNull<sys::Input>,
     /// Both are read through `raw`.
-    file: Arc<MappedFile>,
+    _file: Arc<MappedFile>,
     _stop: Arc<AtomicBool>,
 }
 
@@ -155,7 +157,7 @@ impl Input {
         };
         check(code)?;
         let raw = NonNull::new(raw).ok_or(Error::OutOfMemory)?;
-        Ok(Self { raw, file: file.clone(), _stop: stop.clone() })
+        Ok(Self { raw, _file: file.clone(), _stop: stop.clone() })
     }
 
     /// What is known of the stream so far.
@@ -191,6 +193,7 @@ impl Input {
             orientation: colour::orientation(&raw.matrix),
             may_reorder: raw.may_reorder != 0,
             is_interlaced: raw.is_interlaced != 0,
+            is_intra_only: raw.is_intra_only != 0,
             is_untimed: raw.is_untimed != 0,
         }
     }
@@ -225,11 +228,6 @@ impl Input {
     pub fn position(&self) -> usize {
         // SAFETY: `self.raw` is open.
         unsafe { sys::clipmill_av_position(self.raw.as_ptr()) as usize }
-    }
-
-    /// The file it reads.
-    pub fn file(&self) -> &Arc<MappedFile> {
-        &self.file
     }
 }
 

@@ -45,7 +45,7 @@ pub(super) struct Stream {
     pub(super) may_reorder: i32,
     pub(super) is_interlaced: i32,
     pub(super) is_untimed: i32,
-    pub(super) reserved: i32,
+    pub(super) is_intra_only: i32,
 }
 
 #[repr(C)]

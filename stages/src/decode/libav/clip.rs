@@ -85,9 +85,10 @@ pub(super) fn decode(job: Job) {
     describe(&mut end, container, &stream);
     let mut timeline = Timeline::new(&stream);
     // H.264 in Matroska does not say how far its pictures are reordered; the packets' times do.
+    let can_plan = plan && sampling != Sampling::All;
     let must_survey = sampling.needs_packets()
         || (stream.codec == "h264" && container == Container::Matroska)
-        || (plan && sampling != Sampling::All && timeline.codec().is_some());
+        || (can_plan && timeline.codec().is_some());
     let mut survey = None;
     if must_survey {
         match Survey::of(&mut packets, &mut timeline, || sink.progress().step()) {
@@ -103,7 +104,7 @@ pub(super) fn decode(job: Job) {
         Decoder::open(packets.input(), threads, reorder)
     };
     let mut last_planned = None;
-    let planned = survey.as_ref().filter(|_| plan && sampling != Sampling::All);
+    let planned = survey.as_ref().filter(|_| can_plan);
     if let Some((survey, plan)) = planned.and_then(|s| Some((s, Plan::new(sampling, s)?))) {
         let result = opened(&packets, plan.n_pictures()).map_err(Left::from).and_then(|decoder| {
             end.decoder = format!("libav:{}", decoder.name());

@@ -64,7 +64,7 @@ impl Timeline {
         Self {
             codec: Codec::of(stream.codec, &stream.extradata),
             is_avi: stream.container == "avi",
-            is_intra_only: is_intra_only(stream.codec),
+            is_intra_only: stream.is_intra_only,
             is_untimed: stream.is_untimed,
             may_reorder: stream.may_reorder,
             may_split: stream.codec == "h264" && stream.is_interlaced && is_bare(stream.container),
@@ -138,11 +138,6 @@ impl Timeline {
         self.n_ahead = self.n_ahead.saturating_sub(1);
         Told { span: span.filter(|_| is_filled), is_counted_on }
     }
-}
-
-/// Codecs whose pictures all decode alone.
-fn is_intra_only(codec: &str) -> bool {
-    matches!(codec, "mjpeg" | "prores" | "dnxhd" | "dvvideo" | "huffyuv" | "ffvhuff" | "rawvideo" | "png")
 }
 
 /// Containers whose packets FFmpeg cuts itself, at fields if a picture's two come apart.
