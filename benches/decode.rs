@@ -57,8 +57,9 @@ fn decode(stage: &mut Decode, clip: &EncodedClip) -> Result<(u64, u64)> {
     struct Count(u64, u64);
     impl Emit<FrameBatch> for Count {
         fn emit(&mut self, batch: FrameBatch) -> Result<(), Closed> {
-            self.0 += batch.frames.len() as u64;
-            self.1 += batch.end.map_or(0, |end| u64::from(end.n_frames));
+            self.0 += batch.n_frames() as u64;
+            self.1 +=
+                batch.parts.iter().filter_map(|p| p.end.as_ref()).map(|e| u64::from(e.n_frames)).sum::<u64>();
             Ok(())
         }
         fn reject(&mut self, _: Rejection) -> Result<(), Closed> {
@@ -67,6 +68,7 @@ fn decode(stage: &mut Decode, clip: &EncodedClip) -> Result<(u64, u64)> {
     }
     let mut count = Count(0, 0);
     stage.process(clip.clone(), &mut count)?;
+    stage.finish(&mut count)?;
     Ok((count.0, count.1))
 }
 

@@ -11,6 +11,8 @@ use clap::Parser;
 use pipeline::{
     config::{Config, Override},
     edge::{Flow, Limits, edge},
+    engines::choose,
+    progress::eprint_line,
     run::{self, Options},
     runner::Runner,
     stop::Stop,
@@ -19,11 +21,11 @@ use pipeline::{
 use stages::{
     clips::{ClipList, Label},
     decode::Decode,
-    encode::Encode,
+    encode::{Encode, network::Libraries},
     index::{self, Index, ledger::Ledger, schema::VectorShape, shard::Provenance},
     item::{
         ClipEnd, ClipId, ClipRef, EmbeddingBatch, EncodedClip, FileIdentity, FrameBatch, FrameInfo, Indexed,
-        Pts,
+        Part, Pts,
     },
     load::Load,
     model::{Home, Model},
@@ -102,20 +104,23 @@ fn clip_refs(list: &ClipList) -> Result<Vec<Arc<ClipRef>>> {
 /// Frames as the decode stage emits them, with the clips' real lengths: `counts` rows each.
 fn frame_batches(clips: &[Arc<ClipRef>], counts: &[u32], batch: usize, tensor_len: usize) -> Vec<FrameBatch> {
     let pool = TensorPool::new(batch * tensor_len);
-    // One buffer's worth of floats is shared by all batches in turn; what is in them does not matter.
     let mut batches = Vec::new();
+    let (mut parts, mut room) = (Vec::new(), batch);
     for (clip, n) in clips.iter().zip(counts) {
-        let infos: Vec<FrameInfo> = (0..*n).map(info).collect();
-        let chunks: Vec<&[FrameInfo]> = infos.chunks(batch).collect();
-        for (i, frames) in chunks.iter().enumerate() {
-            let end = (i + 1 == chunks.len()).then(|| Box::new(end(*n)));
-            batches.push(FrameBatch {
-                clip: clip.clone(),
-                frames: frames.to_vec(),
-                tensors: pool.take(),
-                end,
-            });
+        let mut infos: Vec<FrameInfo> = (0..*n).map(info).collect();
+        while !infos.is_empty() {
+            let rest = infos.split_off(room.min(infos.len()));
+            room -= infos.len();
+            let end = rest.is_empty().then(|| Box::new(end(*n)));
+            parts.push(Part { clip: clip.clone(), frames: std::mem::replace(&mut infos, rest), end });
+            if room == 0 {
+                batches.push(FrameBatch { parts: std::mem::take(&mut parts), tensors: pool.take() });
+                room = batch;
+            }
         }
+    }
+    if !parts.is_empty() {
+        batches.push(FrameBatch { parts, tensors: pool.take() });
     }
     batches
 }
@@ -190,17 +195,18 @@ fn main() -> Result<()> {
     let mut cases = Vec::new();
 
     cases.push(alone("load", "clips", config.load.workers, refs.clone(), |_| 1, || Ok(Load::open()))?);
-    let settings = decode_settings(&config, &model);
+    let program = std::env::current_exe()?.parent().and_then(|p| Some(p.parent()?.join("clipmill")));
+    let wanted = &config.encode.engine;
+    let chosen = choose(wanted, None, &model, &home, program.as_deref(), &mut |line| eprint_line(line))?;
+    let settings = decode_settings(&config, &model, chosen.batch);
     let loaded = load_all(&refs)?;
     let n_loaded = loaded.len();
     let counts = Arc::new(std::sync::Mutex::new(vec![0u32; refs.len()]));
     let seen = counts.clone();
     let ends = move |b: &FrameBatch| {
-        let Some(end) = &b.end else { return 0 };
-        if let Ok(mut counts) = seen.lock() {
-            counts[b.clip.id.0 as usize] = end.n_sampled;
-        }
-        1
+        let ended = b.parts.iter().filter_map(|p| p.end.as_ref().map(|end| (p.clip.id.0, end.n_sampled)));
+        let Ok(mut counts) = seen.lock() else { return 0 };
+        ended.map(|(id, n)| counts[id as usize] = n).count() as u64
     };
     cases.push(alone("decode", "clips", config.decode.workers, loaded, ends, move || {
         Ok(Decode::open(settings.clone()))
@@ -216,12 +222,11 @@ fn main() -> Result<()> {
     let few = refs
         .len()
         .min((2 << 30) / (n_frames as usize / refs.len().max(1) + 8) / (4 * model.recipe().tensor_len()));
-    let batches =
-        frame_batches(&refs[..few], &counts[..few], config.encode.batch, model.recipe().tensor_len());
-    let (settings, library) = (encode_settings(&config, &model), home.onnxruntime());
+    let batches = frame_batches(&refs[..few], &counts[..few], chosen.batch, model.recipe().tensor_len());
+    let (settings, libraries) = (encode_settings(&config, &model, &chosen), Libraries::find(&home));
     let rows = |b: &EmbeddingBatch| b.frames.len() as u64;
-    cases.push(alone("encode", "frames", config.encode.workers, batches, rows, move || {
-        Encode::open(&settings, &library)
+    cases.push(alone("encode", "frames", chosen.workers, batches, rows, move || {
+        Encode::open(&settings, &libraries)
     })?);
 
     let rows = embedding_batches(&refs, &counts, model.card.joint.dim);
@@ -252,7 +257,7 @@ fn main() -> Result<()> {
     )?);
 
     let whole = Case::measure("the whole line", "clips", || {
-        run::run(config.clone(), Options { quiet: true, limit: None })?;
+        run::run(config.clone(), Options { quiet: true, limit: None, program: program.clone() })?;
         Ok(n_loaded as u64)
     })?;
     let frames_a_clip = n_frames as f64 / refs.len() as f64;

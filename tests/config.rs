@@ -1,6 +1,9 @@
 //! Settings: every error at once, with its line and the nearest known key; overrides; the plan.
 
-use pipeline::config::{Config, Override};
+use pipeline::{
+    config::{Config, Override},
+    engines::Wanted,
+};
 use stages::decode::sample::Sampling;
 
 const SMALLEST: &str = "[input]\nclips = \"clips\"\n[output]\ndir = \"out\"\n";
@@ -20,7 +23,9 @@ fn check_errors(text: &str, overrides: &[&str], want: &str) {
 fn the_smallest_configuration_gets_all_defaults() {
     let config = parse(SMALLEST, &[]).unwrap();
     assert_eq!(config.sampling, Sampling::EveryMs(500));
-    assert_eq!((config.decode.workers, config.encode.workers, config.encode.threads), (4, 4, 1));
+    assert_eq!(config.decode.workers, 4);
+    let open = Wanted { min_cosine: 0.995, ..Wanted::default() };
+    assert_eq!(config.encode.engine, open, "the engine is left to be measured");
     let plan: Vec<String> =
         config.settings.iter().map(|s| format!("{} = {} ({})", s.key, s.value, s.from)).collect();
     insta::assert_snapshot!(plan.join("\n"), @r#"
@@ -40,10 +45,12 @@ fn the_smallest_configuration_gets_all_defaults() {
     decode.stall_s = 20 (default)
     decode.ahead_mib = 64 (default)
     encode.backend = "auto" (default)
+    encode.precision = "auto" (default)
     encode.model = "efficientnet-lite0-minilm" (default)
+    encode.batch = 0 (default)
     encode.workers = 0 (default)
-    encode.threads = 1 (default)
-    encode.batch = 4 (default)
+    encode.threads = 0 (default)
+    encode.min_cosine = 0.995 (default)
     index.shard_rows = 100000 (default)
     index.keep_image_embedding = false (default)
     "#);
@@ -81,7 +88,7 @@ run.toml:9: decode.workers is 1.5, needs a whole number from 0 to 256
 run.toml:10: decode.matrix is \"bt610\", needs one of bt601, bt709, bt2020; did you mean \"bt601\"?
 run.toml:11: unknown key decode.stal_s; did you mean decode.stall_s?
 run.toml:12: unknown key decode.keep_image_embeding; did you mean index.keep_image_embedding?
-run.toml:15: encode.batch is \"eight\", needs a whole number from 1 to 1024
+run.toml:15: encode.batch is \"eight\", needs a whole number from 0 to 1024
 run.toml:16: encode.threads is 9999, needs a whole number from 0 to 256",
     );
 }

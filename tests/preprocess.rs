@@ -8,7 +8,11 @@ use kernels::{
     resample::Filter,
 };
 use stages::{
-    encode::{Encoder as _, onnx::OnnxEncoder},
+    encode::{
+        Encoder as _,
+        image::ImageTower,
+        network::{Libraries, Opening, reference},
+    },
     model::{Home, Model},
 };
 
@@ -137,7 +141,9 @@ fn the_default_model_sees_little_difference() {
         let why = format!("{} lacks the default model; `make setup` fetches it", home.folder().display());
         return support::skip(&why, "CLIPMILL_REQUIRE_MODEL");
     };
-    let mut encoder = OnnxEncoder::open(&model, 2, &home.onnxruntime()).unwrap();
+    let libraries = Libraries::find(&home);
+    let opening = Opening { engine: reference(&libraries), threads: 2 };
+    let mut encoder = ImageTower::open(&model, opening, &libraries).unwrap();
     let recipe = recipe(model.card.image.mean, model.card.image.std);
     let mut cosines = |colour: Colour| -> Vec<f64> {
         let goldens = goldens();

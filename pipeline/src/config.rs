@@ -13,10 +13,13 @@ use serde_json::{Map, Value};
 use stages::{
     clips::Label,
     decode::{Backend, sample::Sampling},
+    encode::network::{Backend as Runtime, Precision},
 };
 
 pub use reader::{Errors, Override};
 use reader::{Reader, Whole};
+
+use crate::engines::Wanted;
 
 /// All settings of a run, checked.
 #[derive(Clone, Debug)]
@@ -98,12 +101,8 @@ pub struct Decode {
 pub struct Encode {
     /// Name or folder.
     pub model: String,
-    /// Threads with an engine each.
-    pub workers: usize,
-    /// Threads inside each engine.
-    pub threads: usize,
-    /// Frames of a run of the engine.
-    pub batch: usize,
+    /// What runs it; what is left open is measured.
+    pub engine: Wanted,
 }
 
 /// `[index]`
@@ -171,16 +170,20 @@ impl Config {
             ahead_bytes: r.whole("decode.ahead_mib", Whole { default: 64, least: 1, most: 1 << 20 }) as usize
                 * MIB,
         };
-        r.choice("encode.backend", "auto", &["auto", "onnx"]);
-        let model = r.text("encode.model", Some("efficientnet-lite0-minilm"));
-        let encode_workers = r.whole("encode.workers", many(0));
-        let encode_threads = r.whole("encode.threads", many(1));
+        let backend = r.choice("encode.backend", "auto", &["auto", "onnx", "openvino", "rten"]);
+        let precision = r.choice("encode.precision", "auto", &["auto", "fp32", "bf16", "int8"]);
+        let given = |n: u64| (n > 0).then_some(n as usize);
         let encode = Encode {
-            model,
-            // An engine a core, of one thread: threads that wait for one another lose the core to a decoder.
-            workers: or_cores(encode_workers, (cores / encode_threads.max(1) as usize).max(1)),
-            threads: or_cores(encode_threads, cores),
-            batch: r.whole("encode.batch", Whole { default: 4, least: 1, most: 1024 }) as usize,
+            model: r.text("encode.model", Some("efficientnet-lite0-minilm")),
+            engine: Wanted {
+                backend: [None, Some(Runtime::Onnx), Some(Runtime::Openvino), Some(Runtime::Rten)][backend],
+                precision: [None, Some(Precision::Fp32), Some(Precision::Bf16), Some(Precision::Int8)]
+                    [precision],
+                batch: given(r.whole("encode.batch", Whole { default: 0, least: 0, most: 1024 })),
+                workers: given(r.whole("encode.workers", many(0))),
+                threads: given(r.whole("encode.threads", many(0))),
+                min_cosine: r.number("encode.min_cosine", 0.995, -1.0, 1.0),
+            },
         };
         let index = Index {
             shard_rows: r.whole("index.shard_rows", Whole { default: 100_000, least: 1, most: 100_000_000 }),

@@ -78,6 +78,7 @@ fn frames(clip: &EncodedClip, sampling: Sampling, plan: bool) -> (Result<Vec<Fra
     let start = Instant::now();
     let mut hashed = Hashed::default();
     let done = decode.process(clip.clone(), &mut hashed);
+    let done = done.and_then(|()| decode.finish(&mut hashed));
     let took_s = start.elapsed().as_secs_f64();
     (done.map(|()| hashed.frames).map_err(|e| told(&e)), took_s)
 }
@@ -159,7 +160,8 @@ struct Hashed {
 impl Emit<FrameBatch> for Hashed {
     fn emit(&mut self, batch: FrameBatch) -> Result<(), Closed> {
         let len = RECIPE.tensor_len();
-        for (info, tensor) in batch.frames.iter().zip(batch.tensors.chunks(len)) {
+        let infos = batch.parts.iter().flat_map(|part| &part.frames);
+        for (info, tensor) in infos.zip(batch.tensors.chunks(len)) {
             let mut hasher = blake3::Hasher::new();
             tensor.iter().for_each(|v| {
                 hasher.update(&v.to_le_bytes());

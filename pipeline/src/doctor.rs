@@ -4,7 +4,15 @@ use std::path::Path;
 
 use gstreamer as gst;
 use kernels::ffi::libav;
-use stages::{encode, encode::joint::JointSpace, model::Home};
+use stages::{
+    encode::{
+        joint::JointSpace,
+        network::{self, Libraries},
+    },
+    model::{Home, Model},
+};
+
+use crate::engines::table::{Measured, candidates, line};
 
 /// One line of the diagnosis.
 #[derive(Clone, Debug)]
@@ -50,8 +58,8 @@ const ELEMENTS: &[(&str, &str, &[&str])] = &[
     ("GStreamer: Ogg Theora", "gstreamer1.0-plugins-base", &["oggdemux", "theoradec"]),
 ];
 
-/// Looks at everything.
-pub fn examine(home: &Home) -> Vec<Finding> {
+/// Looks at everything. With `program`, this one, engines that are not known are measured.
+pub fn examine(home: &Home, program: Option<&Path>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut add =
         |state, what: &str, told: String| findings.push(Finding { state, what: what.to_owned(), told });
@@ -74,10 +82,20 @@ pub fn examine(home: &Home) -> Vec<Finding> {
             add(State::Optional, what, format!("lacks {}; apt-get install {package}", missing.join(", ")));
         }
     }
-    let library = home.onnxruntime();
-    match encode::onnx::version(&library) {
-        Ok(version) => add(State::Here, "ONNX Runtime", format!("{version} ({})", library.display())),
-        Err(e) => add(State::Needed, "ONNX Runtime", format!("{e:#}").replace('\n', "; ")),
+    let libraries = Libraries::find(home);
+    match network::version(&libraries.onnxruntime) {
+        Ok(version) => {
+            add(State::Here, "ONNX Runtime", format!("{version} ({})", libraries.onnxruntime.display()))
+        }
+        // rten stands in.
+        Err(e) => add(State::Optional, "ONNX Runtime", format!("{e:#}").replace('\n', "; ")),
+    }
+    match &libraries.openvino {
+        Some(library) => {
+            let version = kernels::onnxruntime::version(library).unwrap_or_else(|| "unknown".into());
+            add(State::Here, "OpenVINO", format!("in ONNX Runtime {version} ({})", library.display()));
+        }
+        None => add(State::Optional, "OpenVINO", "not installed; `make openvino` (x86-64 only)".into()),
     }
     let models = home.list();
     if models.is_empty() {
@@ -91,7 +109,8 @@ pub fn examine(home: &Home) -> Vec<Finding> {
         let what = format!("model {}", model.card.name);
         match JointSpace::open(&model) {
             Ok(joint) => {
-                add(State::Here, &what, format!("{} values, {}", joint.dim(), model.folder.display()))
+                add(State::Here, &what, format!("{} values, {}", joint.dim(), model.folder.display()));
+                engines(&model, home, &libraries, program, &mut add);
             }
             Err(e) => add(State::Needed, &what, format!("{e:#}").replace('\n', "; ")),
         }
@@ -119,6 +138,38 @@ pub fn examine(home: &Home) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// A line for each engine of a model.
+fn engines(
+    model: &Model,
+    home: &Home,
+    libraries: &Libraries,
+    program: Option<&Path>,
+    add: &mut dyn FnMut(State, &str, String),
+) {
+    let what = format!("engine of {}", model.card.name);
+    let mut measured = match Measured::open(model, home, libraries, program) {
+        Ok(measured) => measured,
+        Err(e) => return add(State::Optional, &what, format!("{e:#}").replace('\n', "; ")),
+    };
+    let candidates = candidates(model, libraries);
+    if program.is_some() {
+        if let Err(e) = measured.measure(&candidates, &mut |_| ()) {
+            add(State::Optional, &what, format!("{e:#}").replace('\n', "; "));
+        }
+    }
+    for engine in candidates {
+        match measured.row(engine) {
+            Some(row) if row.found.is_ok() => add(State::Here, &what, line(row)),
+            Some(row) => add(State::Optional, &what, line(row)),
+            None => add(
+                State::Optional,
+                &what,
+                format!("{engine}: not measured yet; the first run does, or `clipmill doctor --measure`"),
+            ),
+        }
+    }
 }
 
 fn cpu_features() -> String {

@@ -6,6 +6,7 @@
 //! - [`edge`]: the bounded channel between stages;
 //! - [`runner`]: one thread per worker; opens, feeds, measures, joins;
 //! - [`topology`]: the wiring, the only file that knows all the stages;
+//! - [`engines`]: which engine encodes, measured once on a machine;
 //! - [`record`]: `run.json`, and whether an output folder belongs to another run;
 //! - [`progress`]: what a person sees while it runs;
 //! - [`report`]: the stage table, the bottleneck, the last line;
@@ -20,6 +21,7 @@ pub mod config;
 pub mod cross_check;
 pub mod doctor;
 pub mod edge;
+pub mod engines;
 pub mod progress;
 pub mod query;
 pub mod record;

@@ -8,12 +8,16 @@ use pipeline::{
     config::{Config, Errors, Override},
     cross_check,
     doctor::{self, State},
+    engines::measure::{self, Task},
     progress::eprint_line,
     query::{self, Query},
     run::{self, Ended, Options, Unusable},
 };
 use stages::{
-    encode::joint::build_bank,
+    encode::{
+        joint::build_bank,
+        network::{Engine, Libraries, Opening},
+    },
     model::{Home, Model},
 };
 
@@ -84,7 +88,14 @@ enum Command {
         json: bool,
     },
     /// Tell what this machine has, what is missing, and how to get it
-    Doctor,
+    Doctor {
+        /// Measure what runs the installed models, where that is not known yet
+        #[arg(long)]
+        measure: bool,
+    },
+    /// Measure one engine and print its rates as JSON; clipmill calls itself so
+    #[command(hide = true)]
+    MeasureEngine(EngineArgs),
     /// Models: which are installed, where, and their derived files
     #[command(subcommand)]
     Model(ModelCommand),
@@ -104,6 +115,23 @@ enum ModelCommand {
         /// Its name or folder
         name: String,
     },
+}
+
+#[derive(Args)]
+struct EngineArgs {
+    model: PathBuf,
+    #[arg(long)]
+    engine: Engine,
+    #[arg(long, value_delimiter = ',')]
+    batches: Vec<usize>,
+    #[arg(long)]
+    threads: usize,
+    #[arg(long)]
+    sessions: usize,
+    #[arg(long)]
+    seconds: f64,
+    #[arg(long)]
+    vectors: PathBuf,
 }
 
 #[derive(Args)]
@@ -146,11 +174,16 @@ fn main() -> ExitCode {
 fn execute(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run { config, limit, quiet } => {
-            return Ok(match run::run(config.read()?, Options { limit, quiet })? {
-                Ended::Indexed => ExitCode::SUCCESS,
-                Ended::WithRejects => ExitCode::from(3),
-                Ended::Drained => ExitCode::from(130),
-            });
+            return Ok(
+                match run::run(
+                    config.read()?,
+                    Options { limit, quiet, program: std::env::current_exe().ok() },
+                )? {
+                    Ended::Indexed => ExitCode::SUCCESS,
+                    Ended::WithRejects => ExitCode::from(3),
+                    Ended::Drained => ExitCode::from(130),
+                },
+            );
         }
         Command::Check { config: Some(config), overrides, json, .. } => {
             check(&ConfigArgs { config, overrides }.read()?, json)?;
@@ -172,8 +205,10 @@ fn execute(command: Command) -> Result<ExitCode> {
                 }
             }
         }
-        Command::Doctor => {
-            let findings = doctor::examine(&Home::from_env());
+        Command::MeasureEngine(args) => measure_engine(&args)?,
+        Command::Doctor { measure } => {
+            let program = std::env::current_exe().ok().filter(|_| measure);
+            let findings = doctor::examine(&Home::from_env(), program.as_deref());
             for f in &findings {
                 let mark = match f.state {
                     State::Here => "ok     ",
@@ -189,6 +224,17 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Model(command) => model(command).map_err(Unusable)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn measure_engine(args: &EngineArgs) -> Result<()> {
+    let libraries = Libraries::find(&Home::from_env());
+    let model = Model::open(&args.model)?;
+    let opening = Opening { engine: args.engine, threads: args.threads };
+    measure::write_vectors(&args.vectors, &measure::vectors(&model, opening, &libraries)?)?;
+    let (sessions, batches, seconds) = (args.sessions, &args.batches[..], args.seconds);
+    let rates = measure::rates(&Task { model: &model, opening, sessions, batches, seconds }, &libraries)?;
+    print(&serde_json::to_string(&rates)?);
+    Ok(())
 }
 
 /// Exit code 1 if any file differs, 3 if some cannot be decoded.
@@ -230,16 +276,17 @@ fn check(config: &Config, json: bool) -> Result<()> {
         print(&serde_json::to_string_pretty(&settings)?);
         return Ok(());
     }
-    let (decode, encode) = (&config.decode, &config.encode);
+    let (decode, encode) = (&config.decode, &config.encode.engine);
+    let count = |n: Option<usize>| n.map_or("measured".to_owned(), |n| n.to_string());
     print(&format!("{}: no errors", config.file));
     print(&format!(
-        "clips of {} → load ×{} → decode ×{} → encode ×{} ({} threads each, batches of {}) → index → {}",
+        "clips of {} → load ×{} → decode ×{} → encode ×{} (threads {}, batch {}) → index → {}",
         config.input.clips,
         config.load.workers,
         decode.workers,
-        encode.workers,
-        encode.threads,
-        encode.batch,
+        count(encode.workers),
+        count(encode.threads),
+        count(encode.batch),
         config.output_dir.display()
     ));
     for s in &config.settings {
@@ -266,7 +313,7 @@ fn model(command: ModelCommand) -> Result<()> {
         ModelCommand::Path { name } => print(&Model::find(&name, &home)?.folder.display().to_string()),
         ModelCommand::Build { name } => {
             let model = Model::find(&name, &home)?;
-            let n = build_bank(&model, &home.onnxruntime())?;
+            let n = build_bank(&model, &Libraries::find(&home))?;
             print(&format!("{}: {n} concepts embedded", model.card.name));
         }
     }

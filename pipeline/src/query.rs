@@ -6,7 +6,12 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::json;
 use stages::{
     decode::{self, Decode, sample::Sampling},
-    encode::{self, Encode, joint::normalize, text::TextEncoder},
+    encode::{
+        self, Encode,
+        joint::normalize,
+        network::{Libraries, Opening},
+        text::TextEncoder,
+    },
     index::vectors::{Hit, search},
     item::{ClipId, ClipRef, EmbeddingBatch, EncodedClip, FrameBatch},
     load::Load,
@@ -47,14 +52,14 @@ pub fn find(folder: &Path, query: &Query, k: usize) -> Result<Vec<Hit>> {
             hash
         );
     }
-    let library = home.onnxruntime();
+    let libraries = Libraries::find(&home);
     let vector = match query {
         Query::Words(words) if words.trim().is_empty() => bail!("the words to search for are empty"),
-        Query::Words(words) => TextEncoder::open(&model, &library)?.embed(words)?,
-        Query::Image(file) => embed_file(file, Sampling::EveryMs(86_400_000), &record, &model, &library)?,
+        Query::Words(words) => TextEncoder::open(&model, &libraries)?.embed(words)?,
+        Query::Image(file) => embed_file(file, Sampling::EveryMs(86_400_000), &record, &model, &libraries)?,
         Query::Clip(file) => {
             let sampling = recorded_sampling(&record.settings).context("run.json names no sampling")?;
-            embed_file(file, sampling, &record, &model, &library)?
+            embed_file(file, sampling, &record, &model, &libraries)?
         }
     };
     search(folder, &vector, k)
@@ -104,17 +109,22 @@ fn embed_file(
     sampling: Sampling,
     record: &Record,
     model: &Model,
-    library: &Path,
+    libraries: &Libraries,
 ) -> Result<Vec<f32>> {
     let decode = decode::Settings {
         reading: recorded_reading(&record.settings),
         ..decode::Settings::new(sampling, model.recipe())
     };
-    let encode = encode::Settings { model: model.clone(), batch: 8, threads: 0, keep_image_embedding: false };
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let encode = encode::Settings {
+        model: model.clone(),
+        opening: Opening { engine: record.engine, threads: cores },
+        keep_image_embedding: false,
+    };
     let clip = ClipRef { id: ClipId(0), path: file.to_owned(), label: None, extra: Vec::new() };
     let loaded: Vec<EncodedClip> = through(Load::open(), vec![Arc::new(clip)])?;
     let frames: Vec<FrameBatch> = through(Decode::open(decode), loaded)?;
-    let batches: Vec<EmbeddingBatch> = through(Encode::open(&encode, library)?, frames)?;
+    let batches: Vec<EmbeddingBatch> = through(Encode::open(&encode, libraries)?, frames)?;
     let mut mean = vec![0.0; record.dim];
     for vector in batches.iter().flat_map(|b| b.embeddings.chunks(record.dim)) {
         mean.iter_mut().zip(vector).for_each(|(m, v)| *m += v);

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use stages::{
     clips::ClipList,
+    encode::network::{Backend, Engine, Precision},
     index::schema::SCHEMA_VERSION,
     model::{JointKind, Model},
 };
@@ -42,7 +43,10 @@ pub struct Record {
     pub joint: String,
     /// Length of the joint vectors.
     pub dim: usize,
-    /// The inference engine and its precision.
+    /// What runs the model.
+    #[serde(default = "first_engine")]
+    pub engine: Engine,
+    /// The engine's libraries and their versions.
     pub runtime: String,
     /// The decoders' framework.
     pub gstreamer: String,
@@ -59,6 +63,7 @@ impl Record {
         config: &Config,
         model: &Model,
         clips: &ClipList,
+        engine: &Engine,
         runtime: &str,
         limit: Option<u64>,
     ) -> Result<Self> {
@@ -68,6 +73,7 @@ impl Record {
         identity.insert("schema version".into(), SCHEMA_VERSION.into());
         identity.insert("model hash".into(), model_hash.clone().into());
         identity.insert("preprocessing hash".into(), preprocess_hash.clone().into());
+        identity.insert("engine".into(), engine.to_string().into());
         identity.insert("columns of the manifest".into(), clips.extra_columns().join(", ").into());
         Ok(Self {
             clipmill: env!("CARGO_PKG_VERSION").into(),
@@ -83,7 +89,8 @@ impl Record {
             preprocess_hash,
             joint: if model.card.joint.kind == JointKind::Direct { "direct" } else { "concepts" }.into(),
             dim: model.card.joint.dim,
-            runtime: format!("onnxruntime {runtime}, cpu, fp32"),
+            engine: *engine,
+            runtime: runtime.to_owned(),
             gstreamer: gstreamer::version_string().into(),
             limit,
             outcome: Value::Null,
@@ -100,7 +107,11 @@ impl Record {
         let path = folder.join("run.json");
         let text = fs::read_to_string(&path)
             .with_context(|| format!("{} holds no run: cannot read {}", folder.display(), path.display()))?;
-        serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))
+        let mut record: Self =
+            serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?;
+        let engine = record.engine.to_string();
+        record.identity.entry("engine").or_insert(engine.into());
+        Ok(record)
     }
 
     /// Refuses a folder that holds a run with other settings, or something else altogether.
@@ -168,6 +179,11 @@ impl Record {
         fs::rename(&partial, folder.join("run.json"))?;
         Ok(())
     }
+}
+
+/// Of runs that are older than the choice.
+fn first_engine() -> Engine {
+    Engine { backend: Backend::Onnx, precision: Precision::Fp32 }
 }
 
 fn unix_now() -> u64 {

@@ -30,12 +30,14 @@ pub enum Ended {
 }
 
 /// What `run` was asked besides its configuration.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Only the first so many clips of the list.
     pub limit: Option<u64>,
     /// Nothing but errors and the last line.
     pub quiet: bool,
+    /// This program, which measures engines in processes of their own.
+    pub program: Option<PathBuf>,
 }
 
 /// A run's settings are wrong, or something they name is missing: nothing was started.
@@ -47,8 +49,14 @@ pub struct Unusable(pub anyhow::Error);
 pub fn run(config: Config, options: Options) -> Result<Ended> {
     let started = Instant::now();
     let folder: PathBuf = config.output_dir.clone();
-    let Options { limit, quiet } = options;
-    let opened = Opened::open(config, &Home::from_env(), limit).map_err(Unusable)?;
+    let Options { limit, quiet, program } = options;
+    let mut told = |line: &str| {
+        if !quiet {
+            crate::progress::eprint_line(line);
+        }
+    };
+    let opened =
+        Opened::open(config, &Home::from_env(), program.as_deref(), limit, &mut told).map_err(Unusable)?;
     let listed = opened.n_listed(limit);
     let n_before = opened.standing().done.len() as u64;
     let stop = Stop::default();

@@ -19,6 +19,9 @@ use crate::{
 /// Name of the thread that is no stage.
 const FEED: &str = "feed";
 
+/// A stage without input for so long hears of it.
+const IDLE_AFTER: Duration = Duration::from_millis(200);
+
 /// What a worker did with its time. Kept by the runner, never by a stage.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct WorkerMeter {
@@ -183,9 +186,15 @@ fn work<S: Stage>(
     let mut ended = Ok(());
     loop {
         let waiting = Instant::now();
-        let flow = input.recv();
+        let flow = match input.recv_within(IDLE_AFTER)? {
+            Some(flow) => flow,
+            None => {
+                stage.idle(&mut out)?;
+                input.recv()?
+            }
+        };
         meter.starved_ns += waiting.elapsed().as_nanos() as u64;
-        let Some(flow) = flow? else { break };
+        let Some(flow) = flow else { break };
         let (working, blocked_before) = (Instant::now(), out.blocked);
         let done = match flow {
             Flow::Item(item) => {

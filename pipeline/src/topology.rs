@@ -17,7 +17,11 @@ use anyhow::{Context as _, Result};
 use stages::{
     clips::ClipList,
     decode::{self, Decode, cores::Cores},
-    encode::{self, Encode, joint::JointSpace},
+    encode::{
+        self, Encode,
+        joint::JointSpace,
+        network::{self, Libraries, Opening},
+    },
     index::{
         self, Index,
         ledger::{Done, Ledger, PathKey, Standing},
@@ -33,6 +37,7 @@ use stages::{
 use crate::{
     config::Config,
     edge::{Flow, Limits, Receiver, Sender, edge},
+    engines::{Chosen, choose},
     record::Record,
     runner::{Runner, StageMeter},
     stop::Stop,
@@ -42,7 +47,8 @@ use crate::{
 pub struct Opened {
     config: Config,
     model: Model,
-    library: std::path::PathBuf,
+    libraries: Libraries,
+    chosen: Chosen,
     clips: ClipList,
     ledger: Ledger,
     standing: Standing,
@@ -76,21 +82,30 @@ pub struct Fed {
 impl Opened {
     /// Looks at everything that the settings name, and opens the output folder for this process.
     /// Errors here are the user's to mend: no clip has been touched.
-    pub fn open(config: Config, home: &Home, limit: Option<u64>) -> Result<Self> {
+    pub fn open(
+        config: Config,
+        home: &Home,
+        program: Option<&Path>,
+        limit: Option<u64>,
+        told: &mut dyn FnMut(&str),
+    ) -> Result<Self> {
         let clips = ClipList::open(&config.input.clips, config.input.label.clone())?;
         let model = Model::find(&config.encode.model, home)?;
         // Loaded once here, so that a model that cannot work stops the run before it starts.
         JointSpace::open(&model)?;
-        let library = home.onnxruntime();
-        let runtime = encode::onnx::version(&library)?;
+        let libraries = Libraries::find(home);
         let dir = &config.output_dir;
-        let record = Record::new(&config, &model, &clips, &runtime, limit)?;
+        // A run that goes on keeps its engine, whatever would be chosen today.
+        let recorded = Record::read(dir).ok().map(|record| record.engine);
+        let chosen = choose(&config.encode.engine, recorded, &model, home, program, told)?;
+        let runtime = network::runtime(chosen.engine, &libraries)?;
+        let record = Record::new(&config, &model, &clips, &chosen.engine, &runtime, limit)?;
         record.check_folder(dir)?;
         fs::create_dir_all(dir).with_context(|| format!("output.dir: cannot create {}", dir.display()))?;
         let (ledger, standing) =
             Ledger::open(dir).with_context(|| format!("output.dir: {}", dir.display()))?;
         record.write(dir)?;
-        Ok(Self { config, model, library, clips, ledger, standing, record })
+        Ok(Self { config, model, libraries, chosen, clips, ledger, standing, record })
     }
 
     /// How the run stood when it was opened.
@@ -105,15 +120,15 @@ impl Opened {
 
     /// Starts all threads.
     pub fn start(self, stop: Stop, limit: Option<u64>) -> Result<(Running, Record)> {
-        let Self { config, model, library, clips, ledger, standing, record } = self;
-        let Config { load, decode, encode, index, .. } = &config;
+        let Self { config, model, libraries, chosen, clips, ledger, standing, record } = self;
+        let Config { load, decode, index, .. } = &config;
         let in_flight = |workers: usize| 2 * workers + 8;
         let mib = 1 << 20;
         let (to_load, listed) = edge(Limits { items: 64, bytes: mib }, &stop);
         let (to_decode, loaded) =
             edge(Limits { items: in_flight(decode.workers), bytes: load.ahead_bytes }, &stop);
         let (to_encode, decoded) =
-            edge(Limits { items: in_flight(encode.workers), bytes: decode.ahead_bytes }, &stop);
+            edge(Limits { items: in_flight(chosen.workers), bytes: decode.ahead_bytes }, &stop);
         let (to_index, encoded) = edge(Limits { items: 64, bytes: 16 * mib }, &stop);
         let (to_caller, told) = edge(Limits { items: 1024, bytes: mib }, &stop);
 
@@ -141,12 +156,13 @@ impl Opened {
         let feed = Feed { clips, standing, fed: fed.clone(), stop: stop.clone(), limit };
         runner.feed(to_load, move |out| feed.run(out))?;
         runner.spawn("load", load.workers, listed, to_decode, || Ok(Load::open()))?;
-        let settings = decode_settings(&config, &model);
+        let settings = decode_settings(&config, &model, chosen.batch);
         runner
             .spawn("decode", decode.workers, loaded, to_encode, move || Ok(Decode::open(settings.clone())))?;
-        let settings = encode_settings(&config, &model);
-        runner
-            .spawn("encode", encode.workers, decoded, to_index, move || Encode::open(&settings, &library))?;
+        let settings = encode_settings(&config, &model, &chosen);
+        runner.spawn("encode", chosen.workers, decoded, to_index, move || {
+            Encode::open(&settings, &libraries)
+        })?;
         // One worker: a clip's rows meet in one place, and the ledger has one writer.
         let index = std::sync::Mutex::new(Some((index_settings, ledger)));
         runner.spawn("index", 1, encoded, to_caller, move || {
@@ -167,7 +183,7 @@ impl Running {
 }
 
 /// The decode stage's settings for a model.
-pub fn decode_settings(config: &Config, model: &Model) -> decode::Settings {
+pub fn decode_settings(config: &Config, model: &Model, batch: usize) -> decode::Settings {
     decode::Settings {
         backend: config.decode.backend,
         sampling: config.sampling,
@@ -177,17 +193,16 @@ pub fn decode_settings(config: &Config, model: &Model) -> decode::Settings {
         reading: config.decode.reading,
         stall: config.decode.stall,
         keep_damaged: config.decode.keep_damaged,
-        batch_frames: config.encode.batch,
+        batch_frames: batch,
         recipe: model.recipe(),
     }
 }
 
 /// The encode stage's settings for a model.
-pub fn encode_settings(config: &Config, model: &Model) -> encode::Settings {
+pub fn encode_settings(config: &Config, model: &Model, chosen: &Chosen) -> encode::Settings {
     encode::Settings {
         model: model.clone(),
-        batch: config.encode.batch,
-        threads: config.encode.threads,
+        opening: Opening { engine: chosen.engine, threads: chosen.threads },
         keep_image_embedding: config.index.keep_image_embedding,
     }
 }

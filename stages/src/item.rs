@@ -109,17 +109,32 @@ pub struct ClipEnd {
     pub damage: Option<String>,
 }
 
-/// Frames of one clip in the model's form. The last batch of a clip has its `end` and may have no frames.
+/// Frames of one clip within a batch. The last part of a clip has its `end` and may have no frames.
 #[derive(Debug)]
-pub struct FrameBatch {
+pub struct Part {
     /// Which clip.
     pub clip: Arc<ClipRef>,
     /// Which frames.
     pub frames: Vec<FrameInfo>,
-    /// Room for tensors of 3 × height × width normalized floats; the first `frames.len()` are filled.
-    pub tensors: TensorBuffer,
-    /// Set on the clip's last batch.
+    /// Set on the clip's last part.
     pub end: Option<Box<ClipEnd>>,
+}
+
+/// Frames of any clips in the model's form, as an encoder takes them.
+#[derive(Debug)]
+pub struct FrameBatch {
+    /// Whose frames, in the order of the tensors.
+    pub parts: Vec<Part>,
+    /// Room for tensors of 3 × height × width normalized floats; the first [`FrameBatch::n_frames`]
+    /// are filled.
+    pub tensors: TensorBuffer,
+}
+
+impl FrameBatch {
+    /// Frames of all parts.
+    pub fn n_frames(&self) -> usize {
+        self.parts.iter().map(|part| part.frames.len()).sum()
+    }
 }
 
 impl Weigh for FrameBatch {

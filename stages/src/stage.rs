@@ -19,6 +19,12 @@ pub trait Stage {
         Ok(out.reject(rejection)?)
     }
 
+    /// Sends on what is held back, where waiting for more would keep it too long. Called when there
+    /// was no input for a while.
+    fn idle(&mut self, _out: &mut dyn Emit<Self::Out>) -> Result<(), StageError> {
+        Ok(())
+    }
+
     /// Emits what is held back. Called at end of input, never after a fault.
     fn finish(&mut self, _out: &mut dyn Emit<Self::Out>) -> Result<(), StageError> {
         Ok(())

@@ -74,17 +74,23 @@ pub fn decode(stage: &mut Decode, file: &Path) -> Result<Decoded, String> {
     Load::open().process(clip, &mut loaded).unwrap();
     let mut batches: Sent<FrameBatch> = Sent(Vec::new());
     match stage.process(loaded.0.remove(0), &mut batches) {
-        Ok(()) => (),
-        Err(StageError::Reject(rejection)) => return Err(rejection.reason.to_string()),
+        Ok(()) => stage.finish(&mut batches).unwrap(),
+        Err(StageError::Reject(rejection)) => {
+            // What came before the fault is not for the next clip.
+            stage.finish(&mut batches).unwrap();
+            return Err(rejection.reason.to_string());
+        }
         Err(other) => panic!("{}: {other}", file.display()),
     }
     let mut decoded = Decoded::default();
     for batch in batches.0 {
-        assert!(decoded.end.is_none(), "a batch after the last one");
         let tensors = batch.tensors.chunks(RECIPE.tensor_len()).map(<[f32]>::to_vec);
-        decoded.tensors.extend(tensors.take(batch.frames.len()));
-        decoded.frames.extend(batch.frames);
-        decoded.end = batch.end.map(|end| *end);
+        decoded.tensors.extend(tensors.take(batch.n_frames()));
+        for part in batch.parts {
+            assert!(decoded.end.is_none(), "a part after the last one");
+            decoded.frames.extend(part.frames);
+            decoded.end = part.end.map(|end| *end);
+        }
     }
     let end = decoded.end.as_ref().expect("the last batch has an end");
     assert_eq!((end.n_sampled as usize, decoded.tensors.len()), (decoded.frames.len(), decoded.frames.len()));

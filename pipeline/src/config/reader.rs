@@ -216,6 +216,15 @@ impl<'a> Reader<'a> {
         inside
     }
 
+    pub(super) fn number(&mut self, key: &str, default: f64, least: f64, most: f64) -> f64 {
+        self.optional_number(key, least, most).unwrap_or_else(|| {
+            if !self.settings.iter().any(|s| s.key == key) {
+                self.note_default(key, default.into());
+            }
+            default
+        })
+    }
+
     pub(super) fn optional_number(&mut self, key: &str, least: f64, most: f64) -> Option<f64> {
         let found = self.take(key)?;
         let inside = found.as_f64().filter(|n| (least..=most).contains(n));

@@ -2,13 +2,14 @@
 //!
 //! The decoder calls back in a thread of its own; there the wanted pictures are chosen and converted
 //! straight from the decoder's planes, so no frame is copied and none that is dropped is touched.
-//! Finished batches cross to the worker's thread, which sends them on: GStreamer never waits on an
-//! edge, and stopping a clip cannot deadlock.
+//! A worker fills batches clip after clip. Full ones cross to the worker's thread, which sends them on:
+//! GStreamer never waits on an edge, and stopping a clip cannot deadlock.
 
 mod choose;
 pub mod container;
 mod convert;
 pub mod cores;
+mod filling;
 mod gstreamer;
 mod libav;
 pub mod sample;
@@ -16,27 +17,24 @@ mod surface;
 mod watch;
 mod webp;
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use crossbeam_channel::{Receiver, bounded};
 use kernels::{
     mapped_file::MappedFile,
     picture::{Matrix, Reading},
-    preprocess::{Preprocessor, Recipe},
+    preprocess::Recipe,
 };
 
 use crate::{
     item::{ClipEnd, EncodedClip, FrameBatch, FrameInfo, Pts},
     stage::{Closed, Emit, Reason, Rejection, Stage, StageError},
-    tensors::TensorPool,
 };
 use choose::Chooser;
 use container::Container;
 use convert::{Converter, Event, Finished};
 use cores::Cores;
+use filling::Filling;
 use sample::Sampling;
 use surface::Surface;
 use watch::{Progress, Watch, abandon};
@@ -164,8 +162,7 @@ pub struct Decode {
     settings: Settings,
     /// Tried in turn, while they find that they do not support a clip.
     decoders: Vec<Box<dyn Decoder>>,
-    preprocessor: Arc<Mutex<Preprocessor>>,
-    pool: TensorPool,
+    filling: Filling,
 }
 
 impl Decode {
@@ -180,9 +177,8 @@ impl Decode {
             Backend::Libav => vec![libav()],
             Backend::Gstreamer => vec![gstreamer()],
         };
-        let preprocessor = Arc::new(Mutex::new(Preprocessor::new(settings.recipe.clone())));
-        let pool = TensorPool::new(settings.batch_frames * settings.recipe.tensor_len());
-        Self { settings, decoders, preprocessor, pool }
+        let filling = Filling::new(&settings.recipe, settings.batch_frames);
+        Self { settings, decoders, filling }
     }
 
     /// Decodes with the first decoder that supports the clip.
@@ -193,15 +189,15 @@ impl Decode {
             let watch = Watch::new(self.settings.stall);
             let converter = Converter::new(
                 item.clip.clone(),
-                self.preprocessor.clone(),
-                &self.settings,
-                self.pool.clone(),
+                self.settings.reading,
+                self.filling.clone(),
                 events,
                 watch.progress(),
             );
             let started = decoder.start(&item.file, self.settings.sampling, Box::new(converter));
             let finished = started.map_err(Stopped::Reject).and_then(|decoding| {
-                Running { events: received, decoding: Some(decoding) }.forward(out, watch)
+                Running { events: received, decoding: Some(decoding), filling: &self.filling }
+                    .forward(out, watch)
             });
             let refused = match &finished {
                 Ok(Finished { n_sampled: 0, result: Err(reason), .. }) => reason,
@@ -262,7 +258,7 @@ impl Stage for Decode {
             Err(Stopped::Reject(reason)) => return Err(reject(reason).into()),
         };
         let damage = self.damage(&finished, item.file.bytes()).map_err(reject)?;
-        let Finished { stream, n_sampled, frames, tensors, .. } = finished;
+        let Finished { stream, n_sampled, .. } = finished;
         tracing::debug!(
             clip = clip.path,
             codec = stream.codec,
@@ -285,14 +281,25 @@ impl Stage for Decode {
             decoder: stream.decoder,
             damage,
         };
-        Ok(out.emit(FrameBatch { clip: item.clip, frames, tensors, end: Some(Box::new(end)) })?)
+        self.filling.lock().end(&item.clip, end);
+        Ok(())
+    }
+
+    fn idle(&mut self, out: &mut dyn Emit<FrameBatch>) -> Result<(), StageError> {
+        self.finish(out)
+    }
+
+    fn finish(&mut self, out: &mut dyn Emit<FrameBatch>) -> Result<(), StageError> {
+        let last = self.filling.lock().take();
+        Ok(last.map_or(Ok(()), |batch| out.emit(batch))?)
     }
 }
 
 /// A clip's decoder and what comes out of it.
-struct Running {
+struct Running<'a> {
     events: Receiver<Event>,
     decoding: Option<Box<dyn Decoding>>,
+    filling: &'a Filling,
 }
 
 /// Why a clip has no end of its own.
@@ -307,15 +314,27 @@ impl From<Reason> for Stopped {
     }
 }
 
-impl Running {
+impl Running<'_> {
     /// Sends batches on until the clip ends.
     fn forward(mut self, out: &mut dyn Emit<FrameBatch>, mut watch: Watch) -> Result<Finished, Stopped> {
         loop {
             match watch.recv(&self.events) {
-                Ok(Event::Batch(batch)) => out.emit(batch).map_err(Stopped::Closed)?,
-                Ok(Event::End(finished)) => return Ok(*finished),
+                Ok(Some(Event::Batch(batch))) => {
+                    out.emit(batch).map_err(Stopped::Closed)?;
+                    watch.rest();
+                }
+                Ok(Some(Event::End(finished))) => return Ok(*finished),
+                Ok(None) => {
+                    // Frames of a slow clip, and of those before it, do not wait for its next ones.
+                    let old = self.filling.lock().take_old();
+                    if let Some(batch) = old {
+                        out.emit(batch).map_err(Stopped::Closed)?;
+                        watch.rest();
+                    }
+                }
                 Err(silence) => {
                     self.events = crossbeam_channel::never();
+                    self.filling.turn();
                     if let Some(decoding) = self.decoding.take() {
                         abandon(decoding);
                     }
@@ -326,7 +345,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for Running<'_> {
     fn drop(&mut self) {
         // The decoder may be blocked sending to us. Let go before stopping it.
         self.events = crossbeam_channel::never();

@@ -45,29 +45,31 @@ impl Watch {
         self.progress.clone()
     }
 
-    /// The next message; or, after a silence, what it means.
-    pub(super) fn recv<T>(&mut self, from: &Receiver<T>) -> Result<T, Reason> {
+    /// The next message, or nothing for a short while; or, after a silence, what it means.
+    pub(super) fn recv<T>(&mut self, from: &Receiver<T>) -> Result<Option<T>, Reason> {
         const LOOK_EVERY: Duration = Duration::from_millis(200);
-        // Time that we spent elsewhere is not the decoder's.
-        self.since = Instant::now();
-        loop {
-            match from.recv_timeout(LOOK_EVERY.min(self.stall)) {
-                Ok(message) => return Ok(message),
-                Err(RecvTimeoutError::Disconnected) => {
-                    let detail = "the decoder stopped without a word".into();
-                    return Err(Reason::Corrupt { last_good: None, detail });
+        match from.recv_timeout(LOOK_EVERY.min(self.stall)) {
+            Ok(message) => Ok(Some(message)),
+            Err(RecvTimeoutError::Disconnected) => {
+                let detail = "the decoder stopped without a word".into();
+                Err(Reason::Corrupt { last_good: None, detail })
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                let n = self.progress.count();
+                if n != self.n_seen {
+                    (self.n_seen, self.since) = (n, Instant::now());
+                } else if self.since.elapsed() >= self.stall {
+                    let silent_s = self.stall.as_secs_f64();
+                    return Err(Reason::TimedOut(format!("silent for {silent_s:.1} s, after {n} steps")));
                 }
-                Err(RecvTimeoutError::Timeout) => {
-                    let n = self.progress.count();
-                    if n != self.n_seen {
-                        (self.n_seen, self.since) = (n, Instant::now());
-                    } else if self.since.elapsed() >= self.stall {
-                        let silent_s = self.stall.as_secs_f64();
-                        return Err(Reason::TimedOut(format!("silent for {silent_s:.1} s, after {n} steps")));
-                    }
-                }
+                Ok(None)
             }
         }
+    }
+
+    /// Time spent elsewhere is not the decoder's.
+    pub(super) fn rest(&mut self) {
+        self.since = Instant::now();
     }
 }
 

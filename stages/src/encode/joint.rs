@@ -4,7 +4,7 @@ use std::{fs, io::Write as _, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Encoded, text::TextEncoder};
+use super::{Encoded, network::Libraries, text::TextEncoder};
 use crate::model::{JointKind, Model};
 
 /// From the engine's outputs to unit vectors of the joint space.
@@ -107,13 +107,13 @@ pub fn normalize(vector: &mut [f32]) {
 }
 
 /// Makes the concept bank: the text vector of every class name. Returns their number.
-pub fn build_bank(model: &Model, library: &Path) -> Result<usize> {
+pub fn build_bank(model: &Model, libraries: &Libraries) -> Result<usize> {
     let joint = &model.card.joint;
     let (JointKind::Concepts, Some(names), Some(bank)) = (joint.kind, &joint.names, &joint.bank) else {
         bail!("model {} has no concept bank to build", model.card.name);
     };
     let names = fs::read_to_string(model.file(names))?;
-    let mut text = TextEncoder::open(model, library)?;
+    let mut text = TextEncoder::open(model, libraries)?;
     let mut values = Vec::new();
     let mut n = 0;
     for name in names.lines() {

@@ -1,31 +1,30 @@
-//! `FrameBatch` → `EmbeddingBatch`: frames of several clips fill a batch, the encoder embeds it, and
-//! every clip gets its rows back.
+//! `FrameBatch` → `EmbeddingBatch`: the encoder embeds a batch of frames of several clips, and every
+//! clip gets its rows.
 
+pub mod image;
 pub mod joint;
-pub mod onnx;
+pub mod network;
+pub mod quantized;
 pub mod text;
 
-use std::sync::Arc;
-
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use crate::{
-    item::{ClipEnd, ClipRef, EmbeddingBatch, FrameBatch, FrameInfo},
+    item::{EmbeddingBatch, FrameBatch},
     model::Model,
     stage::{Emit, Stage, StageError},
 };
+use image::ImageTower;
 use joint::JointSpace;
-use onnx::OnnxEncoder;
+use network::{Libraries, Opening};
 
 /// How the encode stage works.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The model.
     pub model: Model,
-    /// Frames of one run of the engine.
-    pub batch: usize,
-    /// Threads inside each encoder.
-    pub threads: usize,
+    /// What runs it.
+    pub opening: Opening,
     /// Whether the image tower's own vectors are kept beside the joint ones.
     pub keep_image_embedding: bool,
 }
@@ -39,7 +38,7 @@ pub struct Encoded {
     pub logits: Vec<f32>,
 }
 
-/// Runs the image tower: the seam between the stage and an inference engine.
+/// Runs the image tower: the seam between the stage and what embeds.
 pub trait Encoder {
     /// Embeds `n` tensors. The same tensor gives the same vector in any company.
     fn encode(&mut self, tensors: &[f32], n: usize) -> Result<Encoded>;
@@ -51,59 +50,41 @@ pub struct Encode {
     joint: JointSpace,
     keep_image_embedding: bool,
     image_dim: usize,
-    batch: usize,
     tensor_len: usize,
-    tensors: Vec<f32>,
-    waiting: Vec<Part>,
-    n_waiting: usize,
-}
-
-/// Frames of one clip in the batch being filled.
-struct Part {
-    clip: Arc<ClipRef>,
-    frames: Vec<FrameInfo>,
-    end: Option<Box<ClipEnd>>,
 }
 
 impl Encode {
     /// Loads the image tower, on the thread that will run it.
-    pub fn open(settings: &Settings, library: &std::path::Path) -> Result<Self> {
+    pub fn open(settings: &Settings, libraries: &Libraries) -> Result<Self> {
         let model = &settings.model;
-        let encoder = OnnxEncoder::open(model, settings.threads, library)
-            .with_context(|| format!("model {}", model.card.name))?;
         let joint = JointSpace::open(model)?;
-        let keep = settings.keep_image_embedding && !joint.is_direct();
-        Ok(Self::with_encoder(Box::new(encoder), joint, settings, keep))
-    }
-
-    fn with_encoder(encoder: Box<dyn Encoder>, joint: JointSpace, settings: &Settings, keep: bool) -> Self {
-        let tensor_len = settings.model.recipe().tensor_len();
-        Self {
-            encoder,
+        Ok(Self {
+            encoder: Box::new(ImageTower::open(model, settings.opening, libraries)?),
+            keep_image_embedding: settings.keep_image_embedding && !joint.is_direct(),
             joint,
-            keep_image_embedding: keep,
-            image_dim: settings.model.card.image.dim,
-            batch: settings.batch,
-            tensor_len,
-            tensors: vec![0.0; settings.batch * tensor_len],
-            waiting: Vec::new(),
-            n_waiting: 0,
-        }
+            image_dim: model.card.image.dim,
+            tensor_len: model.recipe().tensor_len(),
+        })
     }
+}
 
-    fn run(&mut self, out: &mut dyn Emit<EmbeddingBatch>) -> Result<(), StageError> {
-        let n = std::mem::take(&mut self.n_waiting);
+impl Stage for Encode {
+    type In = FrameBatch;
+    type Out = EmbeddingBatch;
+
+    fn process(&mut self, item: FrameBatch, out: &mut dyn Emit<EmbeddingBatch>) -> Result<(), StageError> {
+        let n = item.n_frames();
         let mut joint = Vec::new();
         let mut images = Vec::new();
         if n > 0 {
             let since = std::time::Instant::now();
-            let encoded = self.encoder.encode(&self.tensors[..n * self.tensor_len], n)?;
-            tracing::trace!(frames = n, clips = self.waiting.len(), took = ?since.elapsed(), "embedded a batch");
+            let encoded = self.encoder.encode(&item.tensors[..n * self.tensor_len], n)?;
+            tracing::trace!(frames = n, parts = item.parts.len(), took = ?since.elapsed(), "embedded a batch");
             joint = self.joint.project(&encoded, n)?;
             images = encoded.embeddings;
         }
         let (mut joint, mut images) = (joint.as_slice(), images.as_slice());
-        for part in self.waiting.drain(..) {
+        for part in item.parts {
             let n = part.frames.len();
             let (own, rest) = joint.split_at(n * self.joint.dim());
             let (own_images, other_images) = images.split_at(n * self.image_dim);
@@ -117,37 +98,5 @@ impl Encode {
             })?;
         }
         Ok(())
-    }
-}
-
-impl Stage for Encode {
-    type In = FrameBatch;
-    type Out = EmbeddingBatch;
-
-    fn process(&mut self, item: FrameBatch, out: &mut dyn Emit<EmbeddingBatch>) -> Result<(), StageError> {
-        let FrameBatch { clip, mut frames, tensors, mut end } = item;
-        let mut source = &tensors[..frames.len() * self.tensor_len];
-        loop {
-            let taken = frames.len().min(self.batch - self.n_waiting);
-            let rest = frames.split_off(taken);
-            let (now, later) = source.split_at(taken * self.tensor_len);
-            source = later;
-            let at = self.n_waiting * self.tensor_len;
-            self.tensors[at..at + now.len()].copy_from_slice(now);
-            self.n_waiting += taken;
-            let end = if rest.is_empty() { end.take() } else { None };
-            let done = rest.is_empty();
-            self.waiting.push(Part { clip: clip.clone(), frames: std::mem::replace(&mut frames, rest), end });
-            if self.n_waiting == self.batch {
-                self.run(out)?;
-            }
-            if done {
-                return Ok(());
-            }
-        }
-    }
-
-    fn finish(&mut self, out: &mut dyn Emit<EmbeddingBatch>) -> Result<(), StageError> {
-        self.run(out)
     }
 }

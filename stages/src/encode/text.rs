@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use ort::{session::Session, value::TensorRef};
 use tokenizers::{
     Tokenizer,
     models::bpe::BPE,
@@ -19,7 +18,7 @@ use tokenizers::{
 
 use super::{
     joint::normalize,
-    onnx::{require, session},
+    network::{self, Feed, Libraries, Network, Values, require},
 };
 use crate::model::{Model, Pool, TextTower};
 
@@ -28,29 +27,25 @@ pub struct TextEncoder {
     tower: TextTower,
     dim: usize,
     tokenizer: Tokenizer,
-    session: Session,
+    network: Box<dyn Network>,
 }
 
 impl TextEncoder {
     /// Loads tokenizer and engine. A model without a text tower is an error.
-    pub fn open(model: &Model, library: &Path) -> Result<Self> {
+    pub fn open(model: &Model, libraries: &Libraries) -> Result<Self> {
         let name = &model.card.name;
         let tower = model.card.text.clone();
         let tower =
             tower.with_context(|| format!("model {name} has no text tower: words cannot be searched"))?;
         let tokenizer =
             tokenizer(&tower, |file| model.file(file)).with_context(|| format!("model {name}"))?;
-        let session =
-            session(&model.file(&tower.file), 1, library).with_context(|| format!("model {name}"))?;
-        let inputs = [Some(&tower.input_ids), tower.attention_mask.as_ref(), tower.token_type_ids.as_ref()];
-        require(
-            &tower.file,
-            "input",
-            session.inputs().iter().map(|i| i.name()),
-            inputs.into_iter().flatten(),
-        )?;
-        require(&tower.file, "output", session.outputs().iter().map(|o| o.name()), [&tower.output])?;
-        Ok(Self { tower, dim: model.card.joint.dim, tokenizer, session })
+        let network = network::open_reference(&model.file(&tower.file), 1, libraries)
+            .with_context(|| format!("model {name}"))?;
+        let (inputs, outputs) = network.names();
+        let wanted = [Some(&tower.input_ids), tower.attention_mask.as_ref(), tower.token_type_ids.as_ref()];
+        require(&tower.file, "input", &inputs, wanted.into_iter().flatten())?;
+        require(&tower.file, "output", &outputs, [&tower.output])?;
+        Ok(Self { tower, dim: model.card.joint.dim, tokenizer, network })
     }
 
     /// The unit vector of a text.
@@ -61,18 +56,21 @@ impl TextEncoder {
         let n = ids.len();
         let mask: Vec<i64> = (0..n).map(|i| i64::from(i < n_real)).collect();
         let segments = vec![0i64; n];
-        let mut inputs =
-            ort::inputs![self.tower.input_ids.as_str() => TensorRef::from_array_view(([1, n], &ids[..]))?];
-        if let Some(name) = &self.tower.attention_mask {
-            inputs.push((name.as_str().into(), TensorRef::from_array_view(([1, n], &mask[..]))?.into()));
-        }
-        if let Some(name) = &self.tower.token_type_ids {
-            inputs.push((name.as_str().into(), TensorRef::from_array_view(([1, n], &segments[..]))?.into()));
-        }
-        let outputs = self.session.run(inputs)?;
-        let (_, values) = outputs[self.tower.output.as_str()].try_extract_tensor::<f32>()?;
+        let tower = &self.tower;
+        let inputs = [
+            (Some(&tower.input_ids), &ids),
+            (tower.attention_mask.as_ref(), &mask),
+            (tower.token_type_ids.as_ref(), &segments),
+        ];
+        let feed = |(name, values): (Option<&'_ String>, &'_ Vec<i64>)| Some((name?.clone(), values.clone()));
+        let inputs: Vec<(String, Vec<i64>)> = inputs.into_iter().filter_map(feed).collect();
+        let feeds: Vec<Feed<'_>> = inputs
+            .iter()
+            .map(|(name, values)| Feed { name, shape: vec![1, n], values: Values::I64(values) })
+            .collect();
+        let values = self.network.run(&feeds, &[&tower.output])?.remove(0).values;
         let mut vector = match self.tower.pool {
-            Pool::None => values.to_vec(),
+            Pool::None => values,
             Pool::Mean => {
                 let mut mean = vec![0.0; self.dim];
                 for token in values.chunks(self.dim).take(n_real) {

@@ -46,10 +46,16 @@ impl GstreamerDecoder {
         let mut watch = Watch::new(self.stall);
         let packets = Packets { pts: Vec::new(), end: None, found, progress: watch.progress() };
         let reading = Box::new(Chain::start(file, container, Deliver::Packets, packets)?);
-        watch.recv(&times).unwrap_or_else(|silence| {
-            abandon(reading);
-            Err(silence)
-        })
+        loop {
+            match watch.recv(&times) {
+                Ok(Some(times)) => return times,
+                Ok(None) => (),
+                Err(silence) => {
+                    abandon(reading);
+                    return Err(silence);
+                }
+            }
+        }
     }
 }
 

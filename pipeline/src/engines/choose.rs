@@ -1,0 +1,134 @@
+//! From what the settings want to what a run does.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use stages::{
+    encode::network::{Backend, Engine, Libraries, Precision},
+    model::{Home, Model},
+};
+
+use super::table::{Measured, candidates, line};
+
+/// What the settings say of the engine; what they leave open is measured.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Wanted {
+    /// `encode.backend`
+    pub backend: Option<Backend>,
+    /// `encode.precision`
+    pub precision: Option<Precision>,
+    /// `encode.batch`
+    pub batch: Option<usize>,
+    /// `encode.workers`
+    pub workers: Option<usize>,
+    /// `encode.threads`
+    pub threads: Option<usize>,
+    /// `encode.min_cosine`
+    pub min_cosine: f64,
+}
+
+/// What encodes, and in what portions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    /// The engine.
+    pub engine: Engine,
+    /// Images of a batch.
+    pub batch: usize,
+    /// Sessions, one a worker.
+    pub workers: usize,
+    /// Threads of each.
+    pub threads: usize,
+}
+
+/// A gain less than this is not worth leaving fp32 and the plain library for.
+const WORTHWHILE: f64 = 1.03;
+
+/// Settles what `wanted` leaves open. A run that goes on keeps its `recorded` engine.
+pub fn choose(
+    wanted: &Wanted,
+    recorded: Option<Engine>,
+    model: &Model,
+    home: &Home,
+    program: Option<&Path>,
+    told: &mut dyn FnMut(&str),
+) -> Result<Chosen> {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let libraries = Libraries::find(home);
+    let all = candidates(model, &libraries);
+    let fits = |engine: &Engine| {
+        wanted.backend.is_none_or(|backend| backend == engine.backend)
+            && wanted.precision.is_none_or(|precision| precision == engine.precision)
+    };
+    // A backend that is asked for by name is tried even where it was not found: its error names the cure.
+    let named = wanted
+        .backend
+        .map(|backend| Engine { backend, precision: wanted.precision.unwrap_or(Precision::Fp32) });
+    let engines: Vec<Engine> = match (recorded.filter(fits), all.iter().copied().filter(fits).collect()) {
+        (Some(recorded), _) => vec![recorded],
+        (None, found) if found != Vec::new() => found,
+        (None, _) => match named {
+            Some(engine) => vec![engine],
+            None => {
+                let here: Vec<String> = all.iter().map(Engine::to_string).collect();
+                bail!("no engine here computes in the wanted precision; here are: {}", here.join(", "));
+            }
+        },
+    };
+    let is_settled = wanted.batch.is_some() && (wanted.workers.is_some() && wanted.threads.is_some());
+    if let ([engine], true) = (engines.as_slice(), is_settled) {
+        let [batch, workers, threads] =
+            [wanted.batch, wanted.workers, wanted.threads].map(|n| n.unwrap_or(1));
+        return Ok(Chosen { engine: *engine, batch, workers, threads });
+    }
+    let mut measured = Measured::open(model, home, &libraries, program)?;
+    if engines.iter().any(|engine| measured.row(*engine).is_none()) {
+        told(&format!("measuring once what runs {} best on this machine:", model.card.name));
+        measured.measure(&engines, told)?;
+    }
+    let engine = best(&measured, &engines, wanted)?;
+    let rates = measured.row(engine).and_then(|row| row.found.as_ref().ok()).and_then(|found| found.best());
+    let batch = wanted.batch.or(rates.map(|rate| rate.batch)).unwrap_or(4);
+    let (workers, threads) = match (wanted.workers, wanted.threads) {
+        (Some(workers), Some(threads)) => (workers, threads),
+        (Some(workers), None) => (workers, (cores / workers).max(1)),
+        (None, Some(threads)) => ((cores / threads).max(1), threads),
+        (None, None) if cores == 1 => (1, 1),
+        (None, None) => {
+            let layouts = measured.measure_layouts(engine, batch, cores)?;
+            let mut chosen = layouts.first().copied();
+            for layout in layouts {
+                // Threads that wait for one another lose the core to a decoder: the first is a session a core.
+                if chosen.is_some_and(|c| layout.per_wall_s > 1.15 * c.per_wall_s) {
+                    chosen = Some(layout);
+                }
+            }
+            chosen.map_or((cores, 1), |layout| (layout.sessions, layout.threads))
+        }
+    };
+    Ok(Chosen { engine, batch, workers, threads })
+}
+
+/// The fastest of those that are near enough to fp32.
+fn best(measured: &Measured<'_>, engines: &[Engine], wanted: &Wanted) -> Result<Engine> {
+    let mut best: Option<(Engine, f64)> = None;
+    let mut refused = Vec::new();
+    for row in engines.iter().filter_map(|engine| measured.row(*engine)) {
+        let rate = match &row.found {
+            // One that was asked for by name, alone, is used however near it is.
+            Ok(found) if found.mean_cosine >= wanted.min_cosine || engines.len() == 1 => {
+                found.best().map_or(0.0, |rate| rate.per_cpu_s)
+            }
+            Ok(_) | Err(_) => {
+                refused.push(line(row));
+                continue;
+            }
+        };
+        if best.is_none_or(|(_, most)| rate > WORTHWHILE * most) {
+            best = Some((row.engine, rate));
+        }
+    }
+    match best {
+        Some((engine, _)) => Ok(engine),
+        None => bail!("no engine can run the model:\n  {}", refused.join("\n  ")),
+    }
+}

@@ -1,0 +1,357 @@
+//! The measured engines of a model on this machine, and the file that remembers them.
+
+use std::{
+    fs,
+    io::Read as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use stages::{
+    encode::{
+        network::{Backend, Engine, Libraries, Precision, reference},
+        quantized::{Quantized, hash_file},
+    },
+    model::{Home, Model},
+};
+
+use super::measure::{Rate, cosines, read_vectors};
+use super::pictures::N_PICTURES;
+
+/// Raised when older measurements are not to be believed any more.
+const ROUTINE: u32 = 1;
+/// Batches that engines are measured with.
+const BATCHES: [usize; 5] = [1, 2, 4, 8, 16];
+/// Measured for so long, each batch.
+const SECONDS: f64 = 0.25;
+/// A measurement that takes longer has hung.
+const DEADLINE: Duration = Duration::from_secs(300);
+
+/// What was measured of a model on this machine.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Table {
+    /// The CPU, the libraries and what else the figures depend on, for people.
+    pub machine: Vec<String>,
+    /// The engines, in the order that they were measured.
+    pub rows: Vec<Row>,
+}
+
+/// An engine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Row {
+    /// Which.
+    pub engine: Engine,
+    /// What it does, or why it cannot.
+    pub found: std::result::Result<Found, String>,
+    /// Sessions and threads that were compared, with images a second by the clock.
+    pub layouts: Vec<Layout>,
+}
+
+/// What an engine does with one thread.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Found {
+    /// By the size of the batch.
+    pub rates: Vec<Rate>,
+    /// Mean cosine to fp32 on the built-in pictures, of the stored vectors or the image tower's own,
+    /// whichever is less.
+    pub mean_cosine: f64,
+    /// Least cosine.
+    pub least_cosine: f64,
+}
+
+/// Sessions at work at once, and threads in each.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Layout {
+    /// Sessions.
+    pub sessions: usize,
+    /// Threads of each.
+    pub threads: usize,
+    /// Images a second by the clock.
+    pub per_wall_s: f64,
+}
+
+impl Found {
+    /// The smallest batch that does nearly as well as the best one: less to wait for, less memory.
+    pub fn best(&self) -> Option<Rate> {
+        let most = self.rates.iter().map(|r| r.per_cpu_s).fold(0.0, f64::max);
+        self.rates.iter().copied().find(|r| r.per_cpu_s >= 0.97 * most)
+    }
+}
+
+/// A model's table, open for measuring.
+pub struct Measured<'a> {
+    model: &'a Model,
+    libraries: &'a Libraries,
+    program: Option<&'a Path>,
+    path: PathBuf,
+    /// What is known.
+    pub table: Table,
+}
+
+impl<'a> Measured<'a> {
+    /// Reads what is remembered. `program` is clipmill itself, which measures in processes of its own.
+    pub fn open(
+        model: &'a Model,
+        home: &Home,
+        libraries: &'a Libraries,
+        program: Option<&'a Path>,
+    ) -> Result<Self> {
+        let machine = machine(model, libraries)?;
+        let key = blake3::hash(machine.join("\n").as_bytes()).to_hex();
+        let name = format!("{}-{}.json", model.card.name, &key[..16]);
+        let path = home.folder().join("engines").join(name);
+        // A table that cannot be read is as good as none.
+        let read = fs::read_to_string(&path).ok().and_then(|text| serde_json::from_str(&text).ok());
+        let table = read.unwrap_or_else(|| Table { machine, rows: Vec::new() });
+        Ok(Self { model, libraries, program, path, table })
+    }
+
+    /// Whether a row is known.
+    pub fn row(&self, engine: Engine) -> Option<&Row> {
+        self.table.rows.iter().find(|row| row.engine == engine)
+    }
+
+    /// Measures those engines that are not known, and the reference that they are held against.
+    pub fn measure(&mut self, engines: &[Engine], told: &mut dyn FnMut(&str)) -> Result<()> {
+        if engines.iter().all(|engine| self.row(*engine).is_some()) {
+            return Ok(());
+        }
+        let _lock = self.lock();
+        let scratch = Scratch::new()?;
+        let reference = reference(self.libraries);
+        let reference_vectors = scratch.0.join("reference");
+        self.child(reference, &reference_vectors, &[1], 0.0, (1, 1))
+            .with_context(|| format!("model {} by {reference}", self.model.card.name))?;
+        for engine in engines {
+            if self.row(*engine).is_some() {
+                continue;
+            }
+            let own = scratch.0.join("own");
+            let found = self.child(*engine, &own, &BATCHES, SECONDS, (1, 1)).and_then(|rates| {
+                let (mean_cosine, least_cosine) = self.nearness(&reference_vectors, &own)?;
+                Ok(Found { rates, mean_cosine, least_cosine })
+            });
+            let found = found.map_err(|e| format!("{e:#}"));
+            let row = Row { engine: *engine, found, layouts: Vec::new() };
+            told(&line(&row));
+            self.table.rows.push(row);
+        }
+        self.write();
+        Ok(())
+    }
+
+    /// Compares one-thread sessions on all cores with one session of all threads, and what lies between.
+    pub fn measure_layouts(&mut self, engine: Engine, batch: usize, cores: usize) -> Result<Vec<Layout>> {
+        let known = |row: &&mut Row| row.engine == engine;
+        let model = self.model;
+        if let Some(row) = self.row(engine).filter(|row| !row.layouts.is_empty()) {
+            return Ok(row.layouts.clone());
+        }
+        let mut shapes = vec![(cores, 1), (1, cores)];
+        if cores >= 8 {
+            shapes.insert(1, (cores / 4, 4));
+        }
+        shapes.dedup();
+        let _lock = self.lock();
+        let scratch = Scratch::new()?;
+        let mut layouts = Vec::new();
+        for (sessions, threads) in shapes {
+            // One that fails, for lack of memory say, is not chosen.
+            match self.child(engine, &scratch.0.join("own"), &[batch], 2.0 * SECONDS, (sessions, threads)) {
+                Ok(rates) => layouts.extend(rates.first().map(|rate| Layout {
+                    sessions,
+                    threads,
+                    per_wall_s: rate.per_wall_s,
+                })),
+                Err(e) => tracing::debug!(model = model.card.name, sessions, threads, "{e:#}"),
+            }
+        }
+        if let Some(row) = self.table.rows.iter_mut().find(known) {
+            row.layouts = layouts.clone();
+            self.write();
+        }
+        Ok(layouts)
+    }
+
+    /// Has another process measure, and reads its rates.
+    fn child(
+        &self,
+        engine: Engine,
+        vectors: &Path,
+        batches: &[usize],
+        seconds: f64,
+        (sessions, threads): (usize, usize),
+    ) -> Result<Vec<Rate>> {
+        let Some(program) = self.program else {
+            let name = &self.model.card.name;
+            bail!("the engines were not measured here yet\nhint: clipmill doctor --measure {name}");
+        };
+        let list: Vec<String> = batches.iter().map(usize::to_string).collect();
+        let mut child = Command::new(program)
+            .arg("measure-engine")
+            .arg(&self.model.folder)
+            .args(["--engine", &engine.to_string(), "--batches", &list.join(",")])
+            .args(["--sessions", &sessions.to_string(), "--threads", &threads.to_string()])
+            .args(["--seconds", &seconds.to_string(), "--vectors"])
+            .arg(vectors)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot run {}", program.display()))?;
+        let started = Instant::now();
+        while child.try_wait()?.is_none() {
+            if started.elapsed() > DEADLINE {
+                let _ = child.kill();
+                let _ = child.wait();
+                bail!("no result after {} s", DEADLINE.as_secs());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let said = said.lines().find_map(|line| line.strip_prefix("error: ")).map(str::to_owned);
+            bail!("{}", said.unwrap_or_else(|| format!("it ended with {}", output.status)));
+        }
+        serde_json::from_slice(&output.stdout).context("its figures cannot be read")
+    }
+
+    fn nearness(&self, reference: &Path, own: &Path) -> Result<(f64, f64)> {
+        let dim = self.model.card.image.dim;
+        let (reference, own) = (read_vectors(reference, dim)?, read_vectors(own, dim)?);
+        let pairs = reference.iter().zip(&own).map(|(a, b)| cosines(a, b, N_PICTURES));
+        let nearness = pairs.reduce(|a, b| {
+            let (a, b) = (a?, b?);
+            Some((a.0.min(b.0), a.1.min(b.1)))
+        });
+        nearness.flatten().ok_or_else(|| anyhow!("its vectors are of another size"))
+    }
+
+    /// One process measures at a time, where a lock can be had: two would slow one another.
+    fn lock(&self) -> Option<fs::File> {
+        let folder = self.path.parent()?;
+        fs::create_dir_all(folder).ok()?;
+        let file = fs::File::create(folder.join("lock")).ok()?;
+        flock(&file, FlockOperation::LockExclusive).ok()?;
+        Some(file)
+    }
+
+    /// Remembers the table; a folder that cannot be written only costs measuring again.
+    fn write(&self) {
+        let aside = self.path.with_extension(format!("{}.partial", std::process::id()));
+        let written = serde_json::to_string_pretty(&self.table)
+            .map_err(std::io::Error::from)
+            .and_then(|text| fs::write(&aside, text))
+            .and_then(|()| fs::rename(&aside, &self.path));
+        if let Err(e) = written {
+            tracing::warn!("cannot remember the measured engines in {}: {e}", self.path.display());
+        }
+    }
+}
+
+/// Engines that this machine has for the model, the reference first.
+pub fn candidates(model: &Model, libraries: &Libraries) -> Vec<Engine> {
+    let reference = reference(libraries);
+    let has_int8 = Quantized::read(model).ok().flatten().is_some();
+    let backends = [Some(reference.backend), libraries.openvino.as_ref().map(|_| Backend::Openvino)];
+    let mut engines = vec![reference];
+    for backend in backends.into_iter().flatten() {
+        let precisions = [
+            (Precision::Fp32, true),
+            (Precision::Bf16, backend == Backend::Openvino && has_bf16()),
+            (Precision::Int8, has_int8 && backend != Backend::Rten),
+        ];
+        let own = precisions.into_iter().filter(|(_, is_here)| *is_here);
+        engines.extend(own.map(|(precision, _)| Engine { backend, precision }));
+    }
+    engines.dedup();
+    engines
+}
+
+/// A row for people.
+pub fn line(row: &Row) -> String {
+    let engine = row.engine.to_string();
+    match &row.found {
+        Err(reason) => format!("{engine:<14} {}", reason.lines().next().unwrap_or_default()),
+        Ok(found) => {
+            let (batch, rate) = found.best().map_or((0, 0.0), |best| (best.batch, best.per_cpu_s));
+            format!(
+                "{engine:<14} {rate:>7.1} images a CPU second in batches of {batch:>2}; cosine to fp32 {:.5} in the mean, {:.5} at least",
+                found.mean_cosine, found.least_cosine
+            )
+        }
+    }
+}
+
+/// What the figures depend on.
+fn machine(model: &Model, libraries: &Libraries) -> Result<Vec<String>> {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let mut lines = vec![
+        format!("routine {ROUTINE}, {cores} cores"),
+        cpu(),
+        format!("image tower {}", hash_file(&model.file(&model.card.image.file))?),
+        format!("model {}", model.hash()?),
+    ];
+    for library in [Some(&libraries.onnxruntime), libraries.openvino.as_ref()].into_iter().flatten() {
+        let version = kernels::onnxruntime::version(library).unwrap_or_else(|| "none".into());
+        let bytes = fs::metadata(library).map_or(0, |meta| meta.len());
+        lines.push(format!("{} version {version}, {bytes} bytes", library.display()));
+    }
+    if let Some(quantized) = Quantized::read(model)? {
+        lines.push(format!("int8 {}", hash_file(&model.file(&quantized.file)).unwrap_or_default()));
+    }
+    Ok(lines)
+}
+
+/// Name and features of the CPU, as the kernel tells them.
+fn cpu() -> String {
+    let mut text = String::new();
+    let read = fs::File::open("/proc/cpuinfo").and_then(|mut file| file.read_to_string(&mut text));
+    if read.is_err() {
+        return std::env::consts::ARCH.to_owned();
+    }
+    let of = |key: &str| {
+        let line = text.lines().find(|line| line.starts_with(key));
+        line.and_then(|line| line.split_once(": ")).map(|(_, value)| value.trim().to_owned())
+    };
+    let features = of("flags").or_else(|| of("Features")).unwrap_or_default();
+    format!(
+        "{}, features {}",
+        of("model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
+        &blake3::hash(features.as_bytes()).to_hex()[..16]
+    )
+}
+
+/// Whether the CPU multiplies bf16; without, OpenVINO would compute in fp32 all the same.
+fn has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        is_x86_feature_detected!("avx512bf16")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
+/// A folder for what measuring leaves, gone afterwards.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("clipmill-engines-{}", std::process::id()));
+        fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

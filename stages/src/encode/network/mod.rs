@@ -1,0 +1,212 @@
+//! Networks in ONNX files, and the software that runs them: the seam between clipmill and inference
+//! libraries.
+
+mod onnx;
+mod rten;
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+
+pub use onnx::version;
+
+use crate::model::Home;
+
+/// Software that runs networks on a CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// ONNX Runtime's own kernels.
+    Onnx,
+    /// OpenVINO, as a provider of ONNX Runtime.
+    Openvino,
+    /// `rten`, which is Rust and needs no library.
+    Rten,
+}
+
+/// The numbers that a network computes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32-bit floats.
+    Fp32,
+    /// Products of 16-bit floats with 8 bits of significand, summed in 32 bits.
+    Bf16,
+    /// 8-bit integers, by the scales of a quantized model.
+    Int8,
+}
+
+/// What runs a network. Stored vectors depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Engine {
+    /// The software.
+    pub backend: Backend,
+    /// Its numbers.
+    pub precision: Precision,
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let backend = match self.backend {
+            Backend::Onnx => "onnx",
+            Backend::Openvino => "openvino",
+            Backend::Rten => "rten",
+        };
+        let precision = match self.precision {
+            Precision::Fp32 => "fp32",
+            Precision::Bf16 => "bf16",
+            Precision::Int8 => "int8",
+        };
+        write!(f, "{backend} {precision}")
+    }
+}
+
+impl FromStr for Engine {
+    type Err = anyhow::Error;
+
+    /// Reads what [`fmt::Display`] writes.
+    fn from_str(text: &str) -> Result<Self> {
+        let all = [Backend::Onnx, Backend::Openvino, Backend::Rten].into_iter().flat_map(|backend| {
+            [Precision::Fp32, Precision::Bf16, Precision::Int8]
+                .into_iter()
+                .map(move |precision| Self { backend, precision })
+        });
+        match all.into_iter().find(|engine| engine.to_string() == text) {
+            Some(engine) => Ok(engine),
+            None => bail!("{text:?} is no engine, such as \"onnx fp32\""),
+        }
+    }
+}
+
+/// The inference libraries of this machine.
+#[derive(Clone, Debug)]
+pub struct Libraries {
+    /// ONNX Runtime; loading it may still fail.
+    pub onnxruntime: PathBuf,
+    /// An ONNX Runtime with OpenVINO's provider beside it, if installed.
+    pub openvino: Option<PathBuf>,
+}
+
+impl Libraries {
+    /// Those of the data folder.
+    pub fn find(home: &Home) -> Self {
+        let openvino = home.folder().join("openvino/libonnxruntime.so");
+        Self { onnxruntime: home.onnxruntime(), openvino: openvino.is_file().then_some(openvino) }
+    }
+}
+
+/// What to do where it is wanted and missing.
+const NO_OPENVINO: &str = "OpenVINO is not installed\nhint: `make openvino` installs it (x86-64 only)";
+
+/// How a network is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Opening {
+    /// What runs it.
+    pub engine: Engine,
+    /// Threads inside it.
+    pub threads: usize,
+}
+
+/// Values for an input.
+#[derive(Clone, Copy, Debug)]
+pub enum Values<'a> {
+    /// Pictures.
+    F32(&'a [f32]),
+    /// Tokens.
+    I64(&'a [i64]),
+}
+
+/// An input with its values, in row-major order.
+#[derive(Clone, Debug)]
+pub struct Feed<'a> {
+    /// Name of the input.
+    pub name: &'a str,
+    /// Its dimensions.
+    pub shape: Vec<usize>,
+    /// As many as the shape says.
+    pub values: Values<'a>,
+}
+
+/// An output, in row-major order.
+#[derive(Clone, Debug)]
+pub struct Array {
+    /// Its dimensions.
+    pub shape: Vec<usize>,
+    /// As many as the shape says.
+    pub values: Vec<f32>,
+}
+
+/// A network ready to run.
+pub trait Network {
+    /// Names of the inputs and of the outputs.
+    fn names(&self) -> (Vec<String>, Vec<String>);
+    /// Runs it once and gives the wanted outputs, in their order.
+    fn run(&mut self, feeds: &[Feed<'_>], outputs: &[&str]) -> Result<Vec<Array>>;
+}
+
+/// Opens the network of `file`.
+pub fn open(file: &Path, opening: Opening, libraries: &Libraries) -> Result<Box<dyn Network>> {
+    Ok(match opening.engine.backend {
+        Backend::Rten => Box::new(rten::RtenNetwork::open(file, opening.threads)?),
+        Backend::Onnx | Backend::Openvino => Box::new(onnx::OnnxNetwork::open(file, opening, libraries)?),
+    })
+}
+
+/// Opens a network that vectors are compared with: by ONNX Runtime, or `rten` where there is none.
+pub fn open_reference(file: &Path, threads: usize, libraries: &Libraries) -> Result<Box<dyn Network>> {
+    let opening = Opening { engine: reference(libraries), threads };
+    open(file, opening, libraries)
+}
+
+/// The engine that others are held against, as far as this machine has it. Binds this process to no
+/// library.
+pub fn reference(libraries: &Libraries) -> Engine {
+    let is_here = kernels::onnxruntime::version(&libraries.onnxruntime).is_some();
+    let backend = if is_here { Backend::Onnx } else { Backend::Rten };
+    Engine { backend, precision: Precision::Fp32 }
+}
+
+/// What runs an engine, with its version, for records.
+pub fn runtime(engine: Engine, libraries: &Libraries) -> Result<String> {
+    Ok(match (engine.backend, &libraries.openvino) {
+        (Backend::Rten, _) => "rten 0.27".into(),
+        (Backend::Openvino, Some(library)) => {
+            format!("OpenVINO in onnxruntime {}", version(library)?)
+        }
+        (Backend::Openvino, None) => bail!(NO_OPENVINO),
+        (Backend::Onnx, _) => format!("onnxruntime {}", version(&libraries.onnxruntime)?),
+    })
+}
+
+/// Fails with all found names if a wanted one is missing.
+pub fn require<'a>(
+    file: &str,
+    what: &str,
+    found: &[String],
+    wanted: impl IntoIterator<Item = &'a String>,
+) -> Result<()> {
+    for name in wanted {
+        if !found.contains(name) {
+            bail!("{file} has no {what} {name:?}; it has {}", found.join(", "));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn engines_are_read_as_they_are_written() {
+        for text in ["onnx fp32", "openvino bf16", "openvino int8", "rten fp32"] {
+            assert_eq!(text.parse::<Engine>().unwrap().to_string(), text);
+        }
+        assert!("onnx".parse::<Engine>().is_err());
+    }
+}
