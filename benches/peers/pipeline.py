@@ -1,12 +1,13 @@
 """The job of `clipmill run` with the default model, as a careful Python program does it.
 
     pipeline.py CLIPS_DIR MODEL_DIR OUT_DIR [--decoders 2] [--threads 2] [--batch 8]
-                [--resize pillow|torchvision|opencv] --json
+                [--resize pillow|torchvision|opencv] [--engine onnxruntime|openvino]
+                [--precision fp32|bf16] --json
 
 Decoder threads (PyAV, one thread a decoder) choose the frame shown every 500 ms and convert and
-resize only those; the main thread gathers batches across clips for ONNX Runtime and makes ConSE
-vectors; a writer thread publishes Parquet shards. The queues between them are bounded, and PyAV,
-Pillow, OpenCV, ONNX Runtime and pyarrow release the interpreter's lock while they work. Prints
+resize only those; the main thread gathers batches across clips for ONNX Runtime or OpenVINO and makes
+ConSE vectors; a writer thread publishes Parquet shards. The queues between them are bounded, and PyAV,
+Pillow, OpenCV, both engines and pyarrow release the interpreter's lock while they work. Prints
     {"clips": n, "rejected": n, "frames": n, "cpu_s": s, "cpu_total_s": s, "wall_s": s, "peak_mib": n}
 where cpu_s and wall_s leave out imports and loading the model; cpu_total_s does not.
 """
@@ -30,13 +31,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import av
 import cv2
 import numpy as np
-import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from clips import clips_in
+from engines import PRECISIONS, open_engine
 from sampling import shown_every
 
 EVERY_MS = 500
@@ -112,14 +113,9 @@ def decode(clips: Iterator[Path], out: queue.Queue, resize: str) -> None:
 class Encoder:
     """The image model and the bridge to words."""
 
-    def __init__(self, model_dir: Path, threads: int) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # A spinning pool takes the cores that the decoders need.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.session = onnxruntime.InferenceSession(
-            str(model_dir / "image.onnx"), options, providers=["CPUExecutionProvider"])
+    def __init__(self, model_dir: Path, engine: str, precision: str, batch: int, threads: int) -> None:
+        self.run = open_engine(engine, precision, model_dir / "image.onnx", "pixel_values",
+                               (batch, 3, SIZE, SIZE), ["logits"], threads)
         bank = model_dir / "concepts.npy"
         # Without `clipmill model build`, the same work with no meaning.
         concepts = np.load(bank) if bank.exists() else np.random.default_rng(1).standard_normal((1000, 384))
@@ -127,7 +123,7 @@ class Encoder:
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """f32 [n, 3, SIZE, SIZE] to unit vectors, f16 [n, joint dim]."""
-        (logits,) = self.session.run(["logits"], {"pixel_values": pixels})
+        (logits,) = self.run(pixels)
         top = np.argpartition(logits, -TOP, axis=1)[:, -TOP:]
         best = np.take_along_axis(logits, top, axis=1)
         # Renormalized over the top, softmax's own sum cancels.
@@ -205,9 +201,11 @@ def main() -> None:
     for name in ("clips_dir", "model_dir", "out_dir"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--decoders", type=int, default=2, help="decoder threads")
-    parser.add_argument("--threads", type=int, default=2, help="ONNX Runtime's threads")
+    parser.add_argument("--threads", type=int, default=2, help="the engine's threads")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--resize", choices=RESIZES, default="pillow")
+    parser.add_argument("--engine", choices=["onnxruntime", "openvino"], default="onnxruntime")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="bf16 only with openvino")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     args = parser.parse_args()
     cv2.setNumThreads(1)
@@ -216,7 +214,7 @@ def main() -> None:
         import torch
         from torchvision.transforms.v2 import functional as transforms
         torch.set_num_threads(1)
-    encoder = Encoder(args.model_dir, args.threads)
+    encoder = Encoder(args.model_dir, args.engine, args.precision, args.batch, args.threads)
     cpu_loaded, wall_loaded = cpu_s(), time.perf_counter()
     report: dict[str, float] = index(args, encoder)
     report |= {"cpu_s": cpu_s() - cpu_loaded, "cpu_total_s": cpu_s(), "wall_s": time.perf_counter() - wall_loaded}
