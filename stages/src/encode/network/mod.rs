@@ -101,7 +101,7 @@ impl Libraries {
 }
 
 /// What to do where it is wanted and missing.
-const NO_OPENVINO: &str = "OpenVINO is not installed\nhint: `make openvino` installs it (x86-64 only)";
+const NO_OPENVINO: &str = "OpenVINO is not installed\nhint: `make setup` installs it on x86-64";
 
 /// How a network is opened.
 #[derive(Clone, Copy, Debug)]
