@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use anyhow::Result;
+
 use super::Model;
 
 /// Where models and the inference library are installed: `$CLIPMILL_HOME`, else
@@ -25,6 +27,11 @@ impl Home {
         Self { folder }
     }
 
+    /// In this folder.
+    pub fn at(folder: PathBuf) -> Self {
+        Self { folder }
+    }
+
     /// The folder itself.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -35,14 +42,22 @@ impl Home {
         self.folder.join("models")
     }
 
-    /// All models whose cards can be read, by name.
+    /// All models that can be opened, by name.
     pub fn list(&self) -> Vec<Model> {
+        let mut models: Vec<Model> = self.opened().into_iter().filter_map(|(_, model)| model.ok()).collect();
+        models.sort_by(|a, b| a.card.name.cmp(&b.card.name));
+        models
+    }
+
+    /// Every folder of a model, whether or not it can be opened.
+    pub fn opened(&self) -> Vec<(PathBuf, Result<Model>)> {
         let entries = fs::read_dir(self.models()).into_iter().flatten().flatten();
         // A hidden folder is a model on its way in or out.
         let shown = entries.filter(|e| !e.file_name().to_string_lossy().starts_with('.'));
-        let mut models: Vec<Model> = shown.filter_map(|e| Model::open(&e.path()).ok()).collect();
-        models.sort_by(|a, b| a.card.name.cmp(&b.card.name));
-        models
+        let folders = shown.map(|e| e.path()).filter(|path| path.is_dir());
+        let mut opened: Vec<_> = folders.map(|path| (path.clone(), Model::open(&path))).collect();
+        opened.sort_by(|a, b| a.0.cmp(&b.0));
+        opened
     }
 
     /// ONNX Runtime's library: `$ORT_DYLIB_PATH`, else the installed one, else the system's.

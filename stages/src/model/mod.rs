@@ -5,11 +5,13 @@
 //!
 //! - [`card`]: `model.toml` and its rules;
 //! - [`hub`]: where a card's files can be fetched;
+//! - [`known`](mod@known): the cards that come with the program;
 //! - [`home`]: where models are installed.
 
 pub mod card;
 pub mod home;
 pub mod hub;
+pub mod known;
 
 use std::{
     fs,
@@ -25,6 +27,7 @@ use kernels::{
 pub use card::{Card, FilterName, ImageTower, Joint, JointKind, Pool, ResizeRule, TextTower};
 pub use home::Home;
 pub use hub::{Hub, HubFile};
+pub use known::known;
 
 /// A model's card and its folder, all files found.
 #[derive(Clone, Debug)]
