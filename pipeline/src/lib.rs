@@ -13,6 +13,7 @@
 //! - [`run`](mod@run): the `run` command;
 //! - [`query`]: the `search` command;
 //! - [`cross_check`]: the `check --decode` command;
+//! - [`store`]: the `model` commands that bring models in and take them out;
 //! - [`doctor`]: what this machine has.
 
 #![forbid(unsafe_code)]
@@ -29,4 +30,5 @@ pub mod report;
 pub mod run;
 pub mod runner;
 pub mod stop;
+pub mod store;
 pub mod topology;

@@ -1,5 +1,7 @@
 //! Arguments → command → exit code.
 
+mod models;
+
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result, bail};
@@ -14,10 +16,7 @@ use pipeline::{
     run::{self, Ended, Options, Unusable},
 };
 use stages::{
-    encode::{
-        joint::build_bank,
-        network::{Engine, Libraries, Opening},
-    },
+    encode::network::{Engine, Libraries, Opening},
     model::{Home, Model},
 };
 
@@ -96,25 +95,9 @@ enum Command {
     /// Measure one engine and print its rates as JSON; clipmill calls itself so
     #[command(hide = true)]
     MeasureEngine(EngineArgs),
-    /// Models: which are installed, where, and their derived files
+    /// Models: which there are, adding and removing them, their derived files
     #[command(subcommand)]
-    Model(ModelCommand),
-}
-
-#[derive(Subcommand)]
-enum ModelCommand {
-    /// List the installed models
-    List,
-    /// Print the folder of a model
-    Path {
-        /// Its name
-        name: String,
-    },
-    /// Make a model's derived files: the concept bank
-    Build {
-        /// Its name or folder
-        name: String,
-    },
+    Model(models::ModelCommand),
 }
 
 #[derive(Args)]
@@ -221,7 +204,7 @@ fn execute(command: Command) -> Result<ExitCode> {
                 return Ok(ExitCode::from(1));
             }
         }
-        Command::Model(command) => model(command).map_err(Unusable)?,
+        Command::Model(command) => models::execute(command).map_err(Unusable)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -291,31 +274,6 @@ fn check(config: &Config, json: bool) -> Result<()> {
     ));
     for s in &config.settings {
         print(&format!("  {:<30} {:<34} {}", s.key, s.value.to_string(), s.from));
-    }
-    Ok(())
-}
-
-fn model(command: ModelCommand) -> Result<()> {
-    let home = Home::from_env();
-    match command {
-        ModelCommand::List => {
-            for model in home.list() {
-                let card = &model.card;
-                print(&format!(
-                    "{}  {} values  {}  {}",
-                    card.name,
-                    card.joint.dim,
-                    card.licence,
-                    model.folder.display()
-                ));
-            }
-        }
-        ModelCommand::Path { name } => print(&Model::find(&name, &home)?.folder.display().to_string()),
-        ModelCommand::Build { name } => {
-            let model = Model::find(&name, &home)?;
-            let n = build_bank(&model, &Libraries::find(&home))?;
-            print(&format!("{}: {n} concepts embedded", model.card.name));
-        }
     }
     Ok(())
 }

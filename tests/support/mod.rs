@@ -4,6 +4,7 @@
 
 pub mod clips;
 pub mod decoding;
+pub mod hub;
 pub mod onnx;
 pub mod packets;
 pub mod run;

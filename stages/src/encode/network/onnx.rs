@@ -11,7 +11,7 @@ use ort::{
     environment::Environment,
     ep::{ArbitrarilyConfigurableExecutionProvider as _, OpenVINO},
     session::{Session, SessionInputValue, builder::SessionBuilder},
-    value::TensorRef,
+    value::{Tensor, TensorElementType, TensorRef},
 };
 
 use super::{Array, Backend, Feed, Libraries, Network, Opening, Precision, Values};
@@ -72,6 +72,14 @@ impl OnnxNetwork {
     }
 }
 
+impl OnnxNetwork {
+    /// Whether an input wants 32-bit integers: exports differ.
+    fn is_narrow(&self, name: &str) -> bool {
+        let input = self.session.inputs().iter().find(|i| i.name() == name);
+        input.and_then(|i| i.dtype().tensor_type()) == Some(TensorElementType::Int32)
+    }
+}
+
 /// Hands the network to OpenVINO. Its precision is always stated: the default depends on the CPU.
 fn with_openvino(builder: SessionBuilder, opening: Opening) -> ort::Result<SessionBuilder> {
     let hint = if opening.engine.precision == Precision::Bf16 { "bf16" } else { "f32" };
@@ -104,6 +112,11 @@ impl Network for OnnxNetwork {
             let shape = feed.shape.clone();
             let value = match feed.values {
                 Values::F32(values) => TensorRef::from_array_view((shape, values))?.into_dyn(),
+                Values::I64(values) if self.is_narrow(feed.name) => {
+                    let values = values.iter().map(|v| i32::try_from(*v)).collect::<Result<Vec<_>, _>>()?;
+                    inputs.push((feed.name.into(), Tensor::from_array((shape, values))?.into()));
+                    continue;
+                }
                 Values::I64(values) => TensorRef::from_array_view((shape, values))?.into_dyn(),
             };
             inputs.push((feed.name.into(), value.into()));

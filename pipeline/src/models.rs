@@ -1,0 +1,153 @@
+//! The `model` commands of the program.
+
+use anyhow::{Result, anyhow};
+use clap::Subcommand;
+use pipeline::{
+    progress::eprint_line,
+    store::{self, Request, meter::megabytes},
+};
+use serde_json::json;
+use stages::{
+    encode::{joint::build_bank, network::Libraries},
+    model::{self, Card, Home, JointKind, Model},
+};
+
+use crate::print;
+
+#[derive(Subcommand)]
+pub(crate) enum ModelCommand {
+    /// List the installed models, then those that can be added
+    List {
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the folder of a model
+    Path {
+        /// Its name
+        name: String,
+    },
+    /// Install a model: a known one from its hub, one by a card of your own, or a folder
+    #[command(
+        after_help = "HF_ENDPOINT names another hub, HF_TOKEN logs in. What is stopped goes on with the same command."
+    )]
+    Add {
+        /// A name that `list` shows, a card's path (CARD.toml), or a folder with a model.toml
+        #[arg(value_name = "NAME|CARD.toml|FOLDER")]
+        what: String,
+        /// Another hub's address, or a folder that holds the repository's files
+        #[arg(long, value_name = "URL|DIR")]
+        from: Option<String>,
+        /// Replace an installed model of that name
+        #[arg(long)]
+        force: bool,
+        /// Refuse files whose sha256 the card does not give
+        #[arg(long)]
+        require_pins: bool,
+    },
+    /// Delete an installed model
+    Remove {
+        /// Its name
+        name: String,
+    },
+    /// Compare a model's files with what was installed
+    Check {
+        /// Its name or folder
+        name: String,
+    },
+    /// Make a model's derived files: the concept bank
+    Build {
+        /// Its name or folder
+        name: String,
+    },
+}
+
+pub(crate) fn execute(command: ModelCommand) -> Result<()> {
+    let home = Home::from_env();
+    match command {
+        ModelCommand::List { json } => list(&home, json)?,
+        ModelCommand::Path { name } => print(&Model::find(&name, &home)?.folder.display().to_string()),
+        ModelCommand::Add { what, from, force, require_pins } => {
+            ctrlc::set_handler(|| {
+                eprint_line("\nstopped; the same command goes on from here");
+                std::process::exit(130);
+            })
+            .map_err(|e| anyhow!("cannot listen for Ctrl-C: {e}"))?;
+            let request = Request { what, from, force, require_pins, ..Request::default() };
+            let model = store::add(&home, &request)?;
+            print(&line(&model.card, &model.folder.display().to_string()));
+            let joint = &model.card.joint;
+            if joint.kind == JointKind::Concepts && joint.bank.iter().any(|bank| !model.file(bank).is_file())
+            {
+                eprint_line(&format!(
+                    "hint: `clipmill model build {}` makes its concept bank",
+                    model.card.name
+                ));
+            }
+        }
+        ModelCommand::Remove { name } => {
+            let told = store::remove(&home, &name)?;
+            eprint_line(&format!("model {name}: {told}"));
+        }
+        ModelCommand::Check { name } => {
+            let model = Model::find(&name, &home)?;
+            let n = store::check(&model)?;
+            print(&format!("{}: {n} files are as they were installed", model.card.name));
+        }
+        ModelCommand::Build { name } => {
+            let model = Model::find(&name, &home)?;
+            let n = build_bank(&model, &Libraries::find(&home))?;
+            print(&format!("{}: {n} concepts embedded", model.card.name));
+        }
+    }
+    Ok(())
+}
+
+fn list(home: &Home, json: bool) -> Result<()> {
+    let mut rows = Vec::new();
+    let installed = home.list();
+    for Model { card, folder } in &installed {
+        let folder = folder.display().to_string();
+        rows.push((card.clone(), Some(folder.clone()), folder));
+    }
+    for (card, _) in model::known() {
+        if installed.iter().any(|m| m.card.name == card.name) {
+            continue;
+        }
+        let how = match &card.hub {
+            Some(hub) => {
+                let size = hub.files.iter().map(|f| f.size).sum::<Option<u64>>().map(megabytes);
+                let size = size.map(|size| format!(", {size}")).unwrap_or_default();
+                format!("not installed{size}: clipmill model add {}", card.name)
+            }
+            None => "not installed: make setup".to_owned(),
+        };
+        rows.push((card, None, how));
+    }
+    if json {
+        let rows: Vec<_> = rows
+            .iter()
+            .map(|(card, folder, _)| {
+                let bytes =
+                    card.hub.as_ref().and_then(|h| h.files.iter().map(|f| f.size).sum::<Option<u64>>());
+                json!({
+                    "name": card.name, "dim": card.joint.dim, "licence": card.licence, "source": card.source,
+                    "installed": folder.is_some(), "folder": folder, "download_bytes": bytes,
+                })
+            })
+            .collect();
+        print(&serde_json::to_string_pretty(&rows)?);
+    } else {
+        rows.iter().for_each(|(card, _, what)| print(&line(card, what)));
+    }
+    for (folder, model) in home.opened() {
+        if let Err(e) = model {
+            eprint_line(&format!("{}: not usable: {e:#}", folder.display()));
+        }
+    }
+    Ok(())
+}
+
+fn line(card: &Card, what: &str) -> String {
+    format!("{:<26} {:>5} values  {:<12} {what}", card.name, card.joint.dim, card.licence)
+}
