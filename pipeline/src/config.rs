@@ -182,7 +182,7 @@ impl Config {
                 batch: given(r.whole("encode.batch", Whole { default: 0, least: 0, most: 1024 })),
                 workers: given(r.whole("encode.workers", many(0))),
                 threads: given(r.whole("encode.threads", many(0))),
-                min_cosine: r.number("encode.min_cosine", 0.995, -1.0, 1.0),
+                min_cosine: r.number("encode.min_cosine", Wanted::MIN_COSINE, -1.0, 1.0),
             },
         };
         let index = Index {

@@ -12,6 +12,7 @@
 //! - [`report`]: the stage table, the bottleneck, the last line;
 //! - [`run`](mod@run): the `run` command;
 //! - [`query`]: the `search` command;
+//! - [`samples`]: frames of clips outside a run, and [`evaluate`]: the `model eval` command;
 //! - [`cross_check`]: the `check --decode` command;
 //! - [`store`]: the `model` commands that bring models in and take them out;
 //! - [`doctor`]: what this machine has.
@@ -23,12 +24,14 @@ pub mod cross_check;
 pub mod doctor;
 pub mod edge;
 pub mod engines;
+pub mod evaluate;
 pub mod progress;
 pub mod query;
 pub mod record;
 pub mod report;
 pub mod run;
 pub mod runner;
+pub mod samples;
 pub mod stop;
 pub mod store;
 pub mod topology;

@@ -1,14 +1,21 @@
 //! The `model` commands of the program.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Result, anyhow};
 use clap::Subcommand;
 use pipeline::{
+    engines::{Wanted, choose},
+    evaluate,
     progress::eprint_line,
     store::{self, Request, meter::megabytes},
 };
 use serde_json::json;
 use stages::{
-    encode::{joint::build_bank, network::Libraries},
+    encode::{
+        joint::build_bank,
+        network::{Libraries, reference},
+    },
     model::{self, Card, Home, JointKind, Model},
 };
 
@@ -55,6 +62,19 @@ pub(crate) enum ModelCommand {
         /// Its name or folder
         name: String,
     },
+    /// Score a model on labelled clips: how well words find them, in fp32 and as it runs here
+    Eval {
+        /// Its name or folder
+        name: String,
+        /// Folder, glob or manifest; labels by UCF101's file names, the manifest, or the folders
+        clips: String,
+        /// A file with a class a line, for more classes than the clips have
+        #[arg(long)]
+        classes: Option<PathBuf>,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Make a model's derived files: the concept bank
     Build {
         /// Its name or folder
@@ -94,6 +114,11 @@ pub(crate) fn execute(command: ModelCommand) -> Result<()> {
             let n = store::check(&model)?;
             print(&format!("{}: {n} files are as they were installed", model.card.name));
         }
+        ModelCommand::Eval { name, clips, classes, json } => {
+            let model = Model::find(&name, &home)?;
+            let report = eval(&model, &home, &clips, classes.as_deref())?;
+            print(&if json { serde_json::to_string_pretty(&report)? } else { evaluate::table(&report) });
+        }
         ModelCommand::Build { name } => {
             let model = Model::find(&name, &home)?;
             let n = build_bank(&model, &Libraries::find(&home))?;
@@ -101,6 +126,18 @@ pub(crate) fn execute(command: ModelCommand) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// By what a run would choose here, and by fp32.
+fn eval(model: &Model, home: &Home, clips: &str, classes: Option<&Path>) -> Result<evaluate::Report> {
+    let libraries = Libraries::find(home);
+    let wanted = Wanted { min_cosine: Wanted::MIN_COSINE, ..Wanted::default() };
+    let program = std::env::current_exe().ok();
+    let chosen = choose(&wanted, None, model, home, program.as_deref(), &mut eprint_line)?;
+    let mut engines = vec![chosen.engine, reference(&libraries)];
+    engines.dedup();
+    let task = evaluate::Task { model, clips, classes, engines: &engines };
+    evaluate::evaluate(&task, &libraries, &mut eprint_line)
 }
 
 fn list(home: &Home, json: bool) -> Result<()> {

@@ -2,13 +2,13 @@
 
 use std::{path::Path, sync::Arc};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 use stages::{
     decode::{self, Decode, sample::Sampling},
     encode::{
         self, Encode,
-        joint::normalize,
+        joint::{JointSpace, normalize},
         network::{Libraries, Opening},
         text::TextEncoder,
     },
@@ -16,12 +16,12 @@ use stages::{
     item::{ClipId, ClipRef, EmbeddingBatch, EncodedClip, FrameBatch},
     load::Load,
     model::{Home, Model},
-    stage::{Kept, Stage, StageError},
 };
 
 use crate::{
     config::{recorded_reading, recorded_sampling},
     record::Record,
+    samples::through,
 };
 
 /// What is searched for.
@@ -55,7 +55,10 @@ pub fn find(folder: &Path, query: &Query, k: usize) -> Result<Vec<Hit>> {
     let libraries = Libraries::find(&home);
     let vector = match query {
         Query::Words(words) if words.trim().is_empty() => bail!("the words to search for are empty"),
-        Query::Words(words) => TextEncoder::open(&model, &libraries)?.embed(words)?,
+        Query::Words(words) => {
+            let words = TextEncoder::open(&model, &libraries)?.embed(words)?;
+            JointSpace::open(&model)?.words(words)
+        }
         Query::Image(file) => embed_file(file, Sampling::EveryMs(86_400_000), &record, &model, &libraries)?,
         Query::Clip(file) => {
             let sampling = recorded_sampling(&record.settings).context("run.json names no sampling")?;
@@ -89,20 +92,6 @@ fn clock(pts_ns: i64) -> String {
     if h > 0 { format!("{h}:{m:02}:{s:02}") } else { format!("{m:02}:{s:02}") }
 }
 
-/// Runs a stage over some items, to its end.
-fn through<S: Stage>(mut stage: S, items: Vec<S::In>) -> Result<Vec<S::Out>> {
-    let mut out = Kept(Vec::new());
-    let told = |e: StageError| match e {
-        StageError::Reject(r) => anyhow!("{}: {}", r.clip.path, r.reason),
-        other => other.into(),
-    };
-    for item in items {
-        stage.process(item, &mut out).map_err(told)?;
-    }
-    stage.finish(&mut out).map_err(told)?;
-    Ok(out.0)
-}
-
 /// The unit mean vector of a file's sampled frames, made by the stages of the run.
 fn embed_file(
     file: &str,
@@ -122,9 +111,9 @@ fn embed_file(
         keep_image_embedding: false,
     };
     let clip = ClipRef { id: ClipId(0), path: file.to_owned(), label: None, extra: Vec::new() };
-    let loaded: Vec<EncodedClip> = through(Load::open(), vec![Arc::new(clip)])?;
-    let frames: Vec<FrameBatch> = through(Decode::open(decode), loaded)?;
-    let batches: Vec<EmbeddingBatch> = through(Encode::open(&encode, libraries)?, frames)?;
+    let loaded: Vec<EncodedClip> = through(&mut Load::open(), vec![Arc::new(clip)])?;
+    let frames: Vec<FrameBatch> = through(&mut Decode::open(decode), loaded)?;
+    let batches: Vec<EmbeddingBatch> = through(&mut Encode::open(&encode, libraries)?, frames)?;
     let mut mean = vec![0.0; record.dim];
     for vector in batches.iter().flat_map(|b| b.embeddings.chunks(record.dim)) {
         mean.iter_mut().zip(vector).for_each(|(m, v)| *m += v);

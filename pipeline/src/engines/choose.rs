@@ -27,6 +27,11 @@ pub struct Wanted {
     pub min_cosine: f64,
 }
 
+impl Wanted {
+    /// `encode.min_cosine` where it is not stated.
+    pub const MIN_COSINE: f64 = 0.995;
+}
+
 /// What encodes, and in what portions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chosen {

@@ -17,6 +17,9 @@ struct Concepts {
     /// A unit text vector a class.
     bank: Vec<f32>,
     top: usize,
+    temperature: f32,
+    /// Taken off every vector.
+    centre: Vec<f32>,
 }
 
 impl JointSpace {
@@ -34,7 +37,10 @@ impl JointSpace {
                         model.folder.display()
                     );
                 }
-                Some(Concepts { bank: read_npy(&path, joint.dim)?, top: joint.top.unwrap_or(1) })
+                let bank = read_npy(&path, joint.dim)?;
+                let centre = if joint.centre { mean(&bank, joint.dim) } else { vec![0.0; joint.dim] };
+                let (top, temperature) = (joint.top.unwrap_or(1), joint.temperature.unwrap_or(1.0));
+                Some(Concepts { bank, top, temperature, centre })
             }
             _ => None,
         };
@@ -49,6 +55,15 @@ impl JointSpace {
     /// Whether the image tower's vectors are the joint ones.
     pub fn is_direct(&self) -> bool {
         self.concepts.is_none()
+    }
+
+    /// The unit vector of the joint space for the text tower's unit vector.
+    pub fn words(&self, mut vector: Vec<f32>) -> Vec<f32> {
+        if let Some(concepts) = &self.concepts {
+            vector.iter_mut().zip(&concepts.centre).for_each(|(v, c)| *v -= c);
+        }
+        normalize(&mut vector);
+        vector
     }
 
     /// `n` unit vectors. A bank of another number of classes than the scores is an error.
@@ -72,7 +87,7 @@ impl JointSpace {
 }
 
 impl Concepts {
-    /// Mean text vector of the most probable classes, weighted by probability.
+    /// Mean text vector of the most probable classes, weighted by probability, from the centre.
     fn mean(&self, logits: &[f32], dim: usize) -> Vec<f32> {
         let mut order: Vec<usize> = (0..logits.len()).collect();
         let top = self.top.min(order.len());
@@ -86,7 +101,8 @@ impl Concepts {
         let most = order.first().map_or(0.0, |i| logits[*i]);
         // Probabilities over all classes, taken for the top and normalized again, are the softmax of
         // the top alone.
-        let weights: Vec<f32> = order.iter().map(|i| (logits[*i] - most).exp()).collect();
+        let weights: Vec<f32> =
+            order.iter().map(|i| ((logits[*i] - most) / self.temperature).exp()).collect();
         let sum: f32 = weights.iter().sum();
         let mut mean = vec![0.0; dim];
         for (class, weight) in order.iter().zip(&weights) {
@@ -94,8 +110,18 @@ impl Concepts {
                 *m += v * weight / sum;
             }
         }
+        mean.iter_mut().zip(&self.centre).for_each(|(m, c)| *m -= c);
         mean
     }
+}
+
+fn mean(vectors: &[f32], dim: usize) -> Vec<f32> {
+    let mut sum = vec![0.0f64; dim];
+    for vector in vectors.chunks(dim) {
+        sum.iter_mut().zip(vector).for_each(|(s, v)| *s += f64::from(*v));
+    }
+    let n = (vectors.len() / dim) as f64;
+    sum.into_iter().map(|s| (s / n) as f32).collect()
 }
 
 /// To unit length. A zero vector, which no query can find, stays zero.
@@ -171,7 +197,8 @@ mod tests {
     #[test]
     fn the_mean_of_concepts_is_the_softmax_of_the_top() {
         let bank = vec![1.0, 0.0, 0.0, 1.0, 0.7, 0.7];
-        let space = JointSpace { dim: 2, concepts: Some(Concepts { bank, top: 2 }) };
+        let concepts = Concepts { bank, top: 2, temperature: 1.0, centre: vec![0.0; 2] };
+        let space = JointSpace { dim: 2, concepts: Some(concepts) };
         let encoded = Encoded { embeddings: vec![], logits: vec![2.0, 1.0, -9.0, 0.0, 0.0, 5.0] };
         let joint = space.project(&encoded, 2).unwrap();
         // Weights e^0 and e^-1 on the axes; then unit length.
@@ -182,6 +209,25 @@ mod tests {
         assert!((joint[2] - joint[3]).abs() < 0.02, "{joint:?}");
         let too_many = Encoded { embeddings: vec![], logits: vec![0.0; 8] };
         assert!(space.project(&too_many, 2).unwrap_err().to_string().contains("4 classes"));
+    }
+
+    #[test]
+    fn pictures_and_words_are_seen_from_the_centre() {
+        let bank = vec![1.0, 0.0, 0.0, 1.0];
+        let centre = mean(&bank, 2);
+        assert_eq!(centre, [0.5, 0.5]);
+        let space =
+            JointSpace { dim: 2, concepts: Some(Concepts { bank, top: 2, temperature: 2.0, centre }) };
+        let encoded = Encoded { embeddings: vec![], logits: vec![4.0, 0.0] };
+        // Weights e^2 and 1: from the centre, the first axis less the second.
+        let picture = space.project(&encoded, 1).unwrap();
+        let half = 0.5f32.sqrt();
+        assert!((picture[0] - half).abs() < 1e-6 && (picture[1] + half).abs() < 1e-6, "{picture:?}");
+        let words = space.words(vec![1.0, 0.0]);
+        assert!((words[0] - half).abs() < 1e-6 && (words[1] + half).abs() < 1e-6, "{words:?}");
+        // A high temperature brings the weights together, and the picture to the centre.
+        let equal = Encoded { embeddings: vec![], logits: vec![1.0, 1.0] };
+        assert_eq!(space.project(&equal, 1).unwrap(), [0.0, 0.0]);
     }
 
     #[test]

@@ -140,6 +140,12 @@ pub struct Joint {
     pub bank: Option<String>,
     /// So many most probable names are averaged.
     pub top: Option<usize>,
+    /// Divides the class scores before they become probabilities; 1 where it is not stated.
+    pub temperature: Option<f32>,
+    /// Whether the bank's mean vector is taken off pictures and words, for `concepts`: names of things
+    /// share most of what a text vector says, and their differences are what a search is about.
+    #[serde(default)]
+    pub centre: bool,
 }
 
 /// How image and text vectors meet.
@@ -200,6 +206,9 @@ impl Card {
             bail!("joint.dim must be above 0, and text.max_tokens above 1");
         }
         match joint.kind {
+            JointKind::Concepts if joint.temperature.is_some_and(|t| !(t > 0.0 && t.is_finite())) => {
+                bail!("joint.temperature must be above 0");
+            }
             JointKind::Concepts => {
                 let has_all =
                     image.logits.is_some() && text.is_some() && joint.names.is_some() && joint.bank.is_some();
@@ -208,6 +217,9 @@ impl Card {
                         "joint.kind = \"concepts\" needs image.logits, [text], joint.names, joint.bank and joint.top"
                     );
                 }
+            }
+            JointKind::Direct if joint.centre || joint.temperature.is_some() => {
+                bail!("joint.centre and joint.temperature are for joint.kind = \"concepts\"");
             }
             JointKind::Direct if joint.dim != image.dim => {
                 bail!("joint.dim is {}, but image.dim is {}", joint.dim, image.dim);

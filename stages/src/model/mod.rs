@@ -109,9 +109,11 @@ impl Model {
             let file = fs::File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
             hasher.update_reader(file).with_context(|| format!("cannot read {}", path.display()))?;
         }
-        hasher.update(
-            format!("{:?} {:?} {} {:?}", joint.kind, joint.top, image.embedding, image.logits).as_bytes(),
-        );
+        let mut rule = format!("{:?} {:?} {} {:?}", joint.kind, joint.top, image.embedding, image.logits);
+        if joint.kind == JointKind::Concepts {
+            rule += &format!(" {:?} {}", joint.temperature, joint.centre);
+        }
+        hasher.update(rule.as_bytes());
         Ok(hasher.finalize().to_hex().to_string())
     }
 
