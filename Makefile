@@ -15,11 +15,12 @@ SETUP_PACKAGES := python3 python3-venv ca-certificates
 PYTHON := $(CLIPMILL_HOME)/setup-venv/bin/python
 PEERS := .venv/bin/python
 
-.PHONY: help packages setup demo test check bench bench-peers
+.PHONY: help packages setup quantizer demo test eval check bench bench-peers
 help:
 	@echo "make demo    set up, index a handful of real clips, search them"
 	@echo "make test    set up, run all tests"
 	@echo "make setup   Debian packages, ONNX Runtime, OpenVINO (not with WITHOUT=openvino), the default model"
+	@echo "make eval    score the default model on UCF101's clips, in fp32 and as it runs here"
 	@echo "make check   formatting and lints"
 	@echo "make bench   each stage alone, then the whole; results in benches/results/"
 
@@ -46,6 +47,11 @@ setup: packages
 	@$(MAKE) -s $(PYTHON)
 	@$(PYTHON) stages/models/fetch.py --home $(CLIPMILL_HOME) $(if $(WITHOUT),--without $(WITHOUT))
 
+# What `clipmill model quantize` works with.
+quantizer: setup
+	@$(PYTHON) -c "import onnxruntime" 2> /dev/null || \
+		$(PYTHON) -m pip install -q --disable-pip-version-check onnxruntime==1.31.1
+
 # The concept bank is made by clipmill itself, with the tokenizer that searches will use.
 BANK := $(CLIPMILL_HOME)/models/efficientnet-lite0-minilm/concepts.npy
 
@@ -60,10 +66,18 @@ demo: setup
 	@echo; echo '$$ clipmill search runs/demo "a rabbit in a meadow" -k 3'
 	@target/release/clipmill search runs/demo "a rabbit in a meadow" -k 3
 
-test: setup
+test: quantizer
 	cargo build --workspace --all-targets
 	@[ -f $(BANK) ] || target/debug/clipmill model build efficientnet-lite0-minilm
 	CLIPMILL_REQUIRE_MODEL=1 cargo test --workspace --no-fail-fast
+
+# Clips named as UCF101 names them, or a folder a class.
+EVAL_CLIPS ?= $(firstword $(wildcard ../shared/videos/Satyamwork43_Video_App data/ucf101))
+eval: setup
+	@cargo build --release --quiet -p pipeline
+	@[ -f $(BANK) ] || target/release/clipmill model build efficientnet-lite0-minilm
+	@[ -n "$(EVAL_CLIPS)" ] || { echo "error: no labelled clips; make eval EVAL_CLIPS=FOLDER"; exit 1; }
+	target/release/clipmill model eval efficientnet-lite0-minilm $(EVAL_CLIPS) --classes tests/data/ucf101_classes.txt
 
 check: packages
 	cargo fmt --all --check

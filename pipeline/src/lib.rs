@@ -12,7 +12,8 @@
 //! - [`report`]: the stage table, the bottleneck, the last line;
 //! - [`run`](mod@run): the `run` command;
 //! - [`query`]: the `search` command;
-//! - [`samples`]: frames of clips outside a run, and [`evaluate`]: the `model eval` command;
+//! - [`samples`]: frames of clips outside a run; [`evaluate`]: the `model eval` command; [`quantize`]: the
+//!   `model quantize` command;
 //! - [`cross_check`]: the `check --decode` command;
 //! - [`store`]: the `model` commands that bring models in and take them out;
 //! - [`doctor`]: what this machine has.
@@ -26,6 +27,7 @@ pub mod edge;
 pub mod engines;
 pub mod evaluate;
 pub mod progress;
+pub mod quantize;
 pub mod query;
 pub mod record;
 pub mod report;

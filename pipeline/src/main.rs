@@ -12,11 +12,12 @@ use pipeline::{
     doctor::{self, State},
     engines::measure::{self, Task},
     progress::eprint_line,
-    query::{self, Query},
+    query::{self, Query, Searcher},
     run::{self, Ended, Options, Unusable},
 };
 use stages::{
     encode::network::{Engine, Libraries, Opening},
+    index::vectors::Hit,
     model::{Home, Model},
 };
 
@@ -70,7 +71,7 @@ enum Command {
     Search {
         /// Folder of a run (its output.dir)
         run: PathBuf,
-        /// What to look for
+        /// What to look for; `-` reads words from stdin, a query a line
         #[arg(required_unless_present_any = ["image", "clip"], conflicts_with_all = ["image", "clip"])]
         words: Option<String>,
         /// A picture to look for
@@ -179,12 +180,23 @@ fn execute(command: Command) -> Result<ExitCode> {
                 (_, _, Some(file)) => Query::Clip(file),
                 _ => bail!(Unusable(anyhow::anyhow!("nothing to search for"))),
             };
-            let hits = query::find(&run, &query, k as usize).map_err(Unusable)?;
-            if json {
-                print(&serde_json::to_string_pretty(&query::to_json(&hits))?);
-            } else {
-                for (i, hit) in hits.iter().enumerate() {
-                    print(&query::line(i + 1, hit));
+            let mut searcher = Searcher::open(&run).map_err(Unusable)?;
+            if !matches!(&query, Query::Words(words) if words == "-") {
+                let hits = searcher.find(&query, k as usize).map_err(Unusable)?;
+                print_hits(&hits, json)?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            for words in std::io::stdin().lines() {
+                let words = words.context("cannot read stdin")?;
+                if words.trim().is_empty() {
+                    continue;
+                }
+                let hits = searcher.find(&Query::Words(words.clone()), k as usize).map_err(Unusable)?;
+                if json {
+                    print(&serde_json::json!({"query": words, "hits": query::to_json(&hits)}).to_string());
+                } else {
+                    print(&words);
+                    print_hits(&hits, false)?;
                 }
             }
         }
@@ -207,6 +219,15 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Model(command) => models::execute(command).map_err(Unusable)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn print_hits(hits: &[Hit], json: bool) -> Result<()> {
+    if json {
+        print(&serde_json::to_string_pretty(&query::to_json(hits))?);
+    } else {
+        hits.iter().enumerate().for_each(|(i, hit)| print(&query::line(i + 1, hit)));
+    }
+    Ok(())
 }
 
 fn measure_engine(args: &EngineArgs) -> Result<()> {

@@ -8,6 +8,7 @@ use pipeline::{
     engines::{Wanted, choose},
     evaluate,
     progress::eprint_line,
+    quantize,
     store::{self, Request, meter::megabytes},
 };
 use serde_json::json;
@@ -62,6 +63,29 @@ pub(crate) enum ModelCommand {
         /// Its name or folder
         name: String,
     },
+    /// Make a model's int8 form, with scales from your own frames; installed if it is near enough to fp32
+    Quantize {
+        /// Its name or folder
+        name: String,
+        /// The numbers of the new form
+        #[arg(long, value_parser = ["int8"], default_value = "int8")]
+        to: String,
+        /// Folder, glob or manifest; every other clip calibrates, the rest is held out to measure with
+        #[arg(long, value_name = "CLIPS")]
+        calibrate: String,
+        /// Least mean cosine to fp32
+        #[arg(long, default_value_t = Wanted::MIN_COSINE)]
+        min_cosine: f64,
+        /// Least share of each frame's ten nearest that stay the same
+        #[arg(long, default_value_t = 0.98)]
+        min_overlap: f64,
+        /// Install it however near it comes
+        #[arg(long)]
+        force: bool,
+        /// A Python with numpy, onnx and onnxruntime, instead of the one that `make quantizer` sets up
+        #[arg(long)]
+        python: Option<PathBuf>,
+    },
     /// Score a model on labelled clips: how well words find them, in fp32 and as it runs here
     Eval {
         /// Its name or folder
@@ -113,6 +137,14 @@ pub(crate) fn execute(command: ModelCommand) -> Result<()> {
             let model = Model::find(&name, &home)?;
             let n = store::check(&model)?;
             print(&format!("{}: {n} files are as they were installed", model.card.name));
+        }
+        ModelCommand::Quantize { name, to: _, calibrate, min_cosine, min_overlap, force, python } => {
+            let model = Model::find(&name, &home)?;
+            let python = python.unwrap_or_else(|| home.folder().join("setup-venv/bin/python"));
+            let clips = calibrate.as_str();
+            let task = quantize::Task { model: &model, clips, min_cosine, min_overlap, force, python };
+            quantize::quantize(&task, &home, &mut eprint_line)?;
+            print(&format!("{}: int8 installed; `auto` takes it where it is faster and near enough", name));
         }
         ModelCommand::Eval { name, clips, classes, json } => {
             let model = Model::find(&name, &home)?;

@@ -1,6 +1,9 @@
 //! The `search` command: words, a picture or a clip → the clips that look like it.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::json;
@@ -9,7 +12,7 @@ use stages::{
     encode::{
         self, Encode,
         joint::{JointSpace, normalize},
-        network::{Libraries, Opening},
+        network::{Engine, Libraries, Opening, reference},
         text::TextEncoder,
     },
     index::vectors::{Hit, search},
@@ -35,37 +38,105 @@ pub enum Query {
     Clip(String),
 }
 
-/// The `k` nearest clips of the run in `folder`.
-pub fn find(folder: &Path, query: &Query, k: usize) -> Result<Vec<Hit>> {
-    let record = Record::read(folder)?;
-    let home = Home::from_env();
-    let model =
-        Model::open(Path::new(&record.model_folder)).or_else(|_| Model::find(&record.model, &home))?;
-    let hash = model.hash()?;
-    if hash != record.model_hash {
-        bail!(
-            "{} was indexed with model {} of hash {}, the one in {} has {}: their vectors cannot be compared",
-            folder.display(),
-            record.model,
-            record.model_hash,
-            model.folder.display(),
-            hash
-        );
+/// Answers queries about one run. What a query needs is loaded by the first that needs it, and kept.
+pub struct Searcher {
+    folder: PathBuf,
+    record: Record,
+    model: Model,
+    libraries: Libraries,
+    joint: JointSpace,
+    text: Option<TextEncoder>,
+    image: Option<Encode>,
+}
+
+impl Searcher {
+    /// Of the run in `folder`. A model that has changed since is an error.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let record = Record::read(folder)?;
+        let home = Home::from_env();
+        let model =
+            Model::open(Path::new(&record.model_folder)).or_else(|_| Model::find(&record.model, &home))?;
+        let hash = model.hash()?;
+        if hash != record.model_hash {
+            bail!(
+                "{} was indexed with model {} of hash {}, the one in {} has {}: their vectors cannot be compared",
+                folder.display(),
+                record.model,
+                record.model_hash,
+                model.folder.display(),
+                hash
+            );
+        }
+        let libraries = Libraries::find(&home);
+        let joint = JointSpace::open(&model)?;
+        Ok(Self { folder: folder.to_owned(), record, model, libraries, joint, text: None, image: None })
     }
-    let libraries = Libraries::find(&home);
-    let vector = match query {
-        Query::Words(words) if words.trim().is_empty() => bail!("the words to search for are empty"),
-        Query::Words(words) => {
-            let words = TextEncoder::open(&model, &libraries)?.embed(words)?;
-            JointSpace::open(&model)?.words(words)
+
+    /// The `k` nearest clips.
+    pub fn find(&mut self, query: &Query, k: usize) -> Result<Vec<Hit>> {
+        let vector = match query {
+            Query::Words(words) if words.trim().is_empty() => bail!("the words to search for are empty"),
+            Query::Words(words) => {
+                let text = match self.text.take() {
+                    Some(text) => text,
+                    None => TextEncoder::open(&self.model, &self.libraries)?,
+                };
+                let words = self.text.insert(text).embed(words)?;
+                self.joint.words(words)
+            }
+            Query::Image(file) => self.embed_file(file, Sampling::EveryMs(86_400_000))?,
+            Query::Clip(file) => {
+                let sampling = recorded_sampling(&self.record.settings);
+                self.embed_file(file, sampling.context("run.json names no sampling")?)?
+            }
+        };
+        search(&self.folder, &vector, k)
+    }
+
+    /// The unit mean vector of a file's sampled frames, made by the stages of the run.
+    fn embed_file(&mut self, file: &str, sampling: Sampling) -> Result<Vec<f32>> {
+        let decode = decode::Settings {
+            reading: recorded_reading(&self.record.settings),
+            ..decode::Settings::new(sampling, self.model.recipe())
+        };
+        let encode = match self.image.take() {
+            Some(encode) => encode,
+            None => self.open_image()?,
+        };
+        let encode = self.image.insert(encode);
+        let clip = ClipRef { id: ClipId(0), path: file.to_owned(), label: None, extra: Vec::new() };
+        let loaded: Vec<EncodedClip> = through(&mut Load::open(), vec![Arc::new(clip)])?;
+        let frames: Vec<FrameBatch> = through(&mut Decode::open(decode), loaded)?;
+        let batches: Vec<EmbeddingBatch> = through(encode, frames)?;
+        let dim = self.record.dim;
+        let mut mean = vec![0.0; dim];
+        for vector in batches.iter().flat_map(|b| b.embeddings.chunks(dim)) {
+            mean.iter_mut().zip(vector).for_each(|(m, v)| *m += v);
         }
-        Query::Image(file) => embed_file(file, Sampling::EveryMs(86_400_000), &record, &model, &libraries)?,
-        Query::Clip(file) => {
-            let sampling = recorded_sampling(&record.settings).context("run.json names no sampling")?;
-            embed_file(file, sampling, &record, &model, &libraries)?
-        }
-    };
-    search(folder, &vector, k)
+        normalize(&mut mean);
+        Ok(mean)
+    }
+
+    /// By the run's own engine, so that the same picture gives the same vector; on a machine without it by
+    /// the reference, which is near.
+    fn open_image(&self) -> Result<Encode> {
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let open = |engine: Engine| {
+            let opening = Opening { engine, threads };
+            let settings =
+                encode::Settings { model: self.model.clone(), opening, keep_image_embedding: false };
+            Encode::open(&settings, &self.libraries)
+        };
+        let own = self.record.engine;
+        let stand_in = reference(&self.libraries);
+        open(own).or_else(|e| {
+            if own == stand_in {
+                return Err(e);
+            }
+            tracing::warn!("the run's engine, {own}, does not open here; {stand_in} stands in: {e:#}");
+            open(stand_in)
+        })
+    }
 }
 
 /// A hit as people read it.
@@ -90,36 +161,6 @@ fn clock(pts_ns: i64) -> String {
     let seconds = (pts_ns.max(0)) / 1_000_000_000;
     let (h, m, s) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     if h > 0 { format!("{h}:{m:02}:{s:02}") } else { format!("{m:02}:{s:02}") }
-}
-
-/// The unit mean vector of a file's sampled frames, made by the stages of the run.
-fn embed_file(
-    file: &str,
-    sampling: Sampling,
-    record: &Record,
-    model: &Model,
-    libraries: &Libraries,
-) -> Result<Vec<f32>> {
-    let decode = decode::Settings {
-        reading: recorded_reading(&record.settings),
-        ..decode::Settings::new(sampling, model.recipe())
-    };
-    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let encode = encode::Settings {
-        model: model.clone(),
-        opening: Opening { engine: record.engine, threads: cores },
-        keep_image_embedding: false,
-    };
-    let clip = ClipRef { id: ClipId(0), path: file.to_owned(), label: None, extra: Vec::new() };
-    let loaded: Vec<EncodedClip> = through(&mut Load::open(), vec![Arc::new(clip)])?;
-    let frames: Vec<FrameBatch> = through(&mut Decode::open(decode), loaded)?;
-    let batches: Vec<EmbeddingBatch> = through(&mut Encode::open(&encode, libraries)?, frames)?;
-    let mut mean = vec![0.0; record.dim];
-    for vector in batches.iter().flat_map(|b| b.embeddings.chunks(record.dim)) {
-        mean.iter_mut().zip(vector).for_each(|(m, v)| *m += v);
-    }
-    normalize(&mut mean);
-    Ok(mean)
 }
 
 #[cfg(test)]

@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use stages::{
     clips::ClipList,
-    encode::network::{Backend, Engine, Precision},
+    encode::{
+        network::{Backend, Engine, Precision},
+        quantized::{hash_file, image_file},
+    },
     index::schema::SCHEMA_VERSION,
     model::{JointKind, Model},
 };
@@ -74,6 +77,10 @@ impl Record {
         identity.insert("model hash".into(), model_hash.clone().into());
         identity.insert("preprocessing hash".into(), preprocess_hash.clone().into());
         identity.insert("engine".into(), engine.to_string().into());
+        if engine.precision == Precision::Int8 {
+            let form = image_file(model, engine.precision).and_then(|file| hash_file(&file))?;
+            identity.insert("int8 form".into(), form.into());
+        }
         identity.insert("columns of the manifest".into(), clips.extra_columns().join(", ").into());
         Ok(Self {
             clipmill: env!("CARGO_PKG_VERSION").into(),

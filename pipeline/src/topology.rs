@@ -21,6 +21,7 @@ use stages::{
         self, Encode,
         joint::JointSpace,
         network::{self, Libraries, Opening},
+        quantized::image_file,
     },
     index::{
         self, Index,
@@ -98,6 +99,7 @@ impl Opened {
         // A run that goes on keeps its engine, whatever would be chosen today.
         let recorded = Record::read(dir).ok().map(|record| record.engine);
         let chosen = choose(&config.encode.engine, recorded, &model, home, program, told)?;
+        image_file(&model, chosen.engine.precision)?;
         let runtime = network::runtime(chosen.engine, &libraries)?;
         let record = Record::new(&config, &model, &clips, &chosen.engine, &runtime, limit)?;
         record.check_folder(dir)?;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use stages::{
-    encode::network::{Backend, Engine, Libraries, Precision},
+    encode::network::{Backend, Engine, Libraries, Precision, reference},
     model::{Home, Model},
 };
 
@@ -90,7 +90,7 @@ pub fn choose(
         told(&format!("measuring once what runs {} best on this machine:", model.card.name));
         measured.measure(&engines, told)?;
     }
-    let engine = best(&measured, &engines, wanted)?;
+    let engine = best(&measured, &engines, reference(&libraries), wanted.min_cosine)?;
     let rates = measured.row(engine).and_then(|row| row.found.as_ref().ok()).and_then(|found| found.best());
     let batch = wanted.batch.or(rates.map(|rate| rate.batch)).unwrap_or(4);
     let (workers, threads) = match (wanted.workers, wanted.threads) {
@@ -114,13 +114,14 @@ pub fn choose(
 }
 
 /// The fastest of those that are near enough to fp32.
-fn best(measured: &Measured<'_>, engines: &[Engine], wanted: &Wanted) -> Result<Engine> {
+fn best(measured: &Measured<'_>, engines: &[Engine], reference: Engine, min_cosine: f64) -> Result<Engine> {
     let mut best: Option<(Engine, f64)> = None;
     let mut refused = Vec::new();
     for row in engines.iter().filter_map(|engine| measured.row(*engine)) {
         let rate = match &row.found {
-            // One that was asked for by name, alone, is used however near it is.
-            Ok(found) if found.mean_cosine >= wanted.min_cosine || engines.len() == 1 => {
+            // What others are held against is near by definition; one that was asked for by name, alone,
+            // is used however near it is.
+            Ok(found) if row.engine == reference || engines.len() == 1 || found.mean_cosine >= min_cosine => {
                 found.best().map_or(0.0, |rate| rate.per_cpu_s)
             }
             Ok(_) | Err(_) => {

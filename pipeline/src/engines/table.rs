@@ -121,18 +121,22 @@ impl<'a> Measured<'a> {
             return Ok(());
         }
         let _lock = self.lock();
-        let scratch = Scratch::new()?;
+        let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
         let reference = reference(self.libraries);
-        let reference_vectors = scratch.0.join("reference");
-        self.child(reference, &reference_vectors, &[1], 0.0, (1, 1))
-            .with_context(|| format!("model {} by {reference}", self.model.card.name))?;
+        let reference_vectors = scratch.path().join("reference");
+        // Where it is wanted itself, it is measured with the others, first.
+        if engines.first() != Some(&reference) || self.row(reference).is_some() {
+            self.child(reference, &reference_vectors, &[1], 0.0, (1, 1))
+                .with_context(|| format!("model {} by {reference}", self.model.card.name))?;
+        }
         for engine in engines {
             if self.row(*engine).is_some() {
                 continue;
             }
-            let own = scratch.0.join("own");
-            let found = self.child(*engine, &own, &BATCHES, SECONDS, (1, 1)).and_then(|rates| {
-                let (mean_cosine, least_cosine) = self.nearness(&reference_vectors, &own)?;
+            let own = scratch.path().join("own");
+            let own = if *engine == reference { &reference_vectors } else { &own };
+            let found = self.child(*engine, own, &BATCHES, SECONDS, (1, 1)).and_then(|rates| {
+                let (mean_cosine, least_cosine) = self.nearness(&reference_vectors, own)?;
                 Ok(Found { rates, mean_cosine, least_cosine })
             });
             let found = found.map_err(|e| format!("{e:#}"));
@@ -157,11 +161,17 @@ impl<'a> Measured<'a> {
         }
         shapes.dedup();
         let _lock = self.lock();
-        let scratch = Scratch::new()?;
+        let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
         let mut layouts = Vec::new();
         for (sessions, threads) in shapes {
             // One that fails, for lack of memory say, is not chosen.
-            match self.child(engine, &scratch.0.join("own"), &[batch], 2.0 * SECONDS, (sessions, threads)) {
+            match self.child(
+                engine,
+                &scratch.path().join("own"),
+                &[batch],
+                2.0 * SECONDS,
+                (sessions, threads),
+            ) {
                 Ok(rates) => layouts.extend(rates.first().map(|rate| Layout {
                     sessions,
                     threads,
@@ -336,22 +346,5 @@ fn has_bf16() -> bool {
     #[cfg(not(target_arch = "x86_64"))]
     {
         false
-    }
-}
-
-/// A folder for what measuring leaves, gone afterwards.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("clipmill-engines-{}", std::process::id()));
-        fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{
     Encoded, Encoder,
-    network::{self, Feed, Libraries, Network, Opening, Values, require},
+    network::{self, Backend, Feed, Libraries, Network, Opening, Values, require},
 };
 use crate::model::Model;
 
@@ -16,6 +16,8 @@ pub struct ImageTower {
     logits: Option<String>,
     shape: [usize; 3],
     dim: usize,
+    /// Whether pictures are run one by one, for what would give them other vectors in company.
+    one_by_one: bool,
 }
 
 impl ImageTower {
@@ -35,12 +37,12 @@ impl ImageTower {
             logits: image.logits.clone(),
             shape: [3, image.height, image.width],
             dim: image.dim,
+            // Its products are summed in another order in another batch.
+            one_by_one: opening.engine.backend == Backend::Rten,
         })
     }
-}
 
-impl Encoder for ImageTower {
-    fn encode(&mut self, tensors: &[f32], n: usize) -> Result<Encoded> {
+    fn run(&mut self, tensors: &[f32], n: usize) -> Result<Encoded> {
         let [c, h, w] = self.shape;
         let feed = Feed { name: &self.input, shape: vec![n, c, h, w], values: Values::F32(tensors) };
         let wanted: Vec<&str> = [self.embedding.as_str()].into_iter().chain(self.logits.as_deref()).collect();
@@ -57,5 +59,20 @@ impl Encoder for ImageTower {
         }
         let logits = outputs.next().map(|array| array.values).unwrap_or_default();
         Ok(Encoded { embeddings, logits })
+    }
+}
+
+impl Encoder for ImageTower {
+    fn encode(&mut self, tensors: &[f32], n: usize) -> Result<Encoded> {
+        if !self.one_by_one {
+            return self.run(tensors, n);
+        }
+        let mut all = Encoded { embeddings: Vec::new(), logits: Vec::new() };
+        for tensor in tensors.chunks(tensors.len() / n) {
+            let one = self.run(tensor, 1)?;
+            all.embeddings.extend(one.embeddings);
+            all.logits.extend(one.logits);
+        }
+        Ok(all)
     }
 }

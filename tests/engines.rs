@@ -1,0 +1,254 @@
+//! What runs a model: chosen by measurement, remembered, and the same in every portion.
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::Path,
+    process::Command,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use pipeline::{
+    edge::{Flow, Limits, edge},
+    runner::Runner,
+    stop::Stop,
+};
+use stages::{
+    decode::{Backend, Decode, sample::Sampling},
+    item::{ClipId, ClipRef, EncodedClip},
+    load::Load,
+    model::Home,
+    stage::{Emit, Kept, Stage, StageError, Weigh},
+};
+use support::{
+    clips::{Clip, H264_MP4, MPEG4_AVI, make_at},
+    decoding,
+    run::{Outcome, Site, Table, binary, outcome},
+};
+
+const AUTO: [(&str, &str); 4] =
+    [("encode.backend", "\"auto\""), ("encode.batch", "0"), ("encode.workers", "0"), ("encode.threads", "0")];
+
+/// A data folder with these libraries of the installed one, and nothing remembered.
+fn home(site: &Site, name: &str, libraries: &[&str]) -> std::path::PathBuf {
+    let folder = site.path(name);
+    fs::create_dir_all(&folder).unwrap();
+    for library in libraries {
+        symlink(Home::from_env().folder().join(library), folder.join(library)).unwrap();
+    }
+    folder
+}
+
+fn has_openvino() -> bool {
+    Home::from_env().folder().join("openvino/libonnxruntime.so").is_file()
+}
+
+fn skip_openvino() {
+    // There is none for other CPUs.
+    let needed = if cfg!(target_arch = "x86_64") { "CLIPMILL_REQUIRE_MODEL" } else { "" };
+    support::skip("OpenVINO is not installed; `make setup` does", needed);
+}
+
+/// Runs with another data folder.
+fn run_at(site: &Site, home: &Path, settings: &[(&str, &str)]) -> Outcome {
+    let mut command = Command::new(binary());
+    command.arg("run").arg(site.config(settings)).env("CLIPMILL_HOME", home).env_remove("ORT_DYLIB_PATH");
+    outcome(command)
+}
+
+#[test]
+fn engines_are_measured_once_and_remembered() {
+    let site = Site::new();
+    make_at(&site.path("clips/a.avi"), &Clip::counting(MPEG4_AVI));
+    let home = home(&site, "home", &["lib", "openvino"]);
+    let first = run_at(&site, &home, &AUTO).expect(0).says(&["measuring once", "onnx fp32", "CPU second"]);
+    if has_openvino() {
+        assert!(first.stderr.contains("openvino fp32"), "{}", first.stderr);
+    }
+    let out = format!("{:?}", site.path("other"));
+    let again = [&AUTO[..], &[("output.dir", &out)]].concat();
+    let second = run_at(&site, &home, &again).expect(0);
+    assert!(!second.stderr.contains("measuring"), "{}", second.stderr);
+    // A table that was damaged is measured anew.
+    let table = fs::read_dir(home.join("engines")).unwrap().map(|e| e.unwrap().path());
+    let table = table.into_iter().find(|p| p.extension().is_some_and(|e| e == "json")).unwrap();
+    fs::write(&table, "{").unwrap();
+    let out = format!("{:?}", site.path("third"));
+    let again = [&AUTO[..], &[("output.dir", &out)]].concat();
+    run_at(&site, &home, &again).expect(0).says(&["measuring once"]);
+    let mut doctor = Command::new(binary());
+    doctor.args(["doctor"]).env("CLIPMILL_HOME", &home);
+    // The model is not in this data folder: its table is not the doctor's business, ONNX Runtime is.
+    assert!(outcome(doctor).stdout.contains("ONNX Runtime: "));
+}
+
+#[test]
+fn what_is_not_near_enough_is_not_chosen() {
+    if !has_openvino() {
+        return skip_openvino();
+    }
+    let site = Site::new();
+    make_at(&site.path("clips/a.avi"), &Clip::counting(MPEG4_AVI));
+    let home = home(&site, "home", &["lib", "openvino"]);
+    // No cosine is above 1: nothing but the reference is near enough to itself.
+    let settings = [&AUTO[..], &[("encode.min_cosine", "1.0")]].concat();
+    run_at(&site, &home, &settings).expect(0);
+    let engine = site.record()["engine"].clone();
+    assert_eq!(engine, serde_json::json!({"backend": "onnx", "precision": "fp32"}));
+}
+
+#[test]
+fn openvino_gives_the_same_vectors_in_any_portion_and_a_run_keeps_it() {
+    if !has_openvino() {
+        return skip_openvino();
+    }
+    let site = Site::new();
+    make_at(&site.path("clips/a.avi"), &Clip::counting(MPEG4_AVI));
+    make_at(&site.path("clips/b.mp4"), &Clip::counting(H264_MP4));
+    let run = |backend: &str, batch: &str, threads: &str, out: &str| {
+        let out_dir = format!("{:?}", site.path(out));
+        let settings = [
+            ("encode.backend", backend),
+            ("encode.precision", "\"fp32\""),
+            ("encode.batch", batch),
+            ("encode.threads", threads),
+            ("sample.every_ms", "130"),
+            ("output.dir", &out_dir),
+        ];
+        site.run(&settings).expect(0);
+        Table::read(&site.path(out), "frames").sorted()
+    };
+    let one = run("\"openvino\"", "1", "1", "one");
+    assert_eq!(one, run("\"openvino\"", "7", "2", "seven"));
+    assert_eq!(one, run("\"openvino\"", "64", "1", "many"));
+    let (ours, theirs) = (one.vectors("embedding"), run("\"onnx\"", "4", "1", "plain").vectors("embedding"));
+    for (a, b) in ours.iter().zip(&theirs) {
+        let dot: f32 = a.iter().zip(b).map(|(a, b)| a * b).sum();
+        assert!(dot > 0.999, "{dot}");
+    }
+    // More clips, and nothing said of the engine: the run goes on with the one it has.
+    make_at(&site.path("clips/c.avi"), &Clip::counting(MPEG4_AVI));
+    let out_dir = format!("{:?}", site.path("one"));
+    let settings = [("encode.backend", "\"auto\""), ("sample.every_ms", "130"), ("output.dir", &out_dir)];
+    site.run(&settings).expect(0).says(&["3 of 3 clips indexed (2 unchanged"]);
+    // Another engine by name is another run.
+    let settings = [("encode.backend", "\"onnx\""), ("sample.every_ms", "130"), ("output.dir", &out_dir)];
+    site.run(&settings).expect(2).says(&["engine: there \"openvino fp32\", here \"onnx fp32\""]);
+}
+
+#[test]
+fn an_engine_that_is_not_here_is_told_with_its_cure() {
+    let site = Site::new();
+    make_at(&site.path("clips/a.avi"), &Clip::counting(MPEG4_AVI));
+    let home = home(&site, "home", &["lib"]);
+    run_at(&site, &home, &[("encode.backend", "\"openvino\"")])
+        .expect(2)
+        .says(&["OpenVINO is not installed", "make setup"]);
+    run_at(&site, &home, &[("encode.precision", "\"int8\"")])
+        .expect(2)
+        .says(&["has no int8 form", "clipmill model quantize tiny"]);
+    run_at(&site, &home, &[("encode.backend", "\"auto\""), ("encode.precision", "\"bf16\"")])
+        .expect(2)
+        .says(&["no engine here computes in the wanted precision"]);
+}
+
+#[test]
+fn without_any_library_rten_embeds() {
+    let site = Site::new();
+    make_at(&site.path("clips/a.avi"), &Clip::counting(MPEG4_AVI));
+    let home = home(&site, "home", &[]);
+    run_at(&site, &home, &AUTO).expect(0).says(&["rten fp32"]);
+    assert_eq!(site.record()["engine"]["backend"], "rten");
+    let ours = site.table("frames").sorted();
+    let out = format!("{:?}", site.path("plain"));
+    site.run(&[("output.dir", &out)]).expect(0);
+    let theirs = Table::read(&site.path("plain"), "frames").sorted();
+    for (a, b) in ours.vectors("embedding").iter().zip(&theirs.vectors("embedding")) {
+        let dot: f32 = a.iter().zip(b).map(|(a, b)| a * b).sum();
+        assert!(dot > 0.999, "{dot}");
+    }
+    // In other portions too.
+    let out = format!("{:?}", site.path("portions"));
+    let settings = [
+        ("encode.backend", "\"rten\""),
+        ("encode.batch", "3"),
+        ("output.dir", &out),
+        ("encode.workers", "1"),
+    ];
+    run_at(&site, &home, &settings).expect(0);
+    assert_eq!(ours, Table::read(&site.path("portions"), "frames").sorted());
+}
+
+#[test]
+fn short_clips_share_a_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut decode = Decode::open(stages::decode::Settings {
+        batch_frames: 8,
+        ..decoding::settings(Backend::Auto, Sampling::Count(3))
+    });
+    let mut batches = Kept(Vec::new());
+    for i in 0..3 {
+        let path = folder.path().join(format!("{i}.avi"));
+        make_at(&path, &Clip::counting(MPEG4_AVI));
+        let path = path.to_string_lossy().into_owned();
+        let clip = ClipRef { id: ClipId(i), path, label: None, extra: Vec::new() };
+        let mut loaded: Kept<EncodedClip> = Kept(Vec::new());
+        Load::open().process(Arc::new(clip), &mut loaded).unwrap();
+        decode.process(loaded.0.remove(0), &mut batches).unwrap();
+    }
+    let shapes = |batches: &Kept<stages::item::FrameBatch>| -> Vec<Vec<(u64, usize, bool)>> {
+        let parts = |b: &stages::item::FrameBatch| {
+            b.parts.iter().map(|p| (p.clip.id.0, p.frames.len(), p.end.is_some())).collect()
+        };
+        batches.0.iter().map(parts).collect()
+    };
+    // The batch was full in the midst of the third clip.
+    assert_eq!(shapes(&batches), [vec![(0, 3, true), (1, 3, true), (2, 2, false)]]);
+    decode.idle(&mut batches).unwrap();
+    assert_eq!(shapes(&batches)[1..], [vec![(2, 1, true)]]);
+}
+
+/// Holds back what it gets.
+struct Holds(Vec<u64>);
+
+#[derive(Debug)]
+struct Number(u64);
+
+impl Weigh for Number {
+    fn bytes(&self) -> usize {
+        8
+    }
+}
+
+impl Stage for Holds {
+    type In = Number;
+    type Out = Number;
+
+    fn process(&mut self, item: Number, _: &mut dyn Emit<Number>) -> Result<(), StageError> {
+        self.0.push(item.0);
+        Ok(())
+    }
+
+    fn idle(&mut self, out: &mut dyn Emit<Number>) -> Result<(), StageError> {
+        self.0.drain(..).try_for_each(|n| out.emit(Number(n)))?;
+        Ok(())
+    }
+}
+
+#[test]
+fn what_a_stage_holds_back_goes_on_when_its_input_pauses() {
+    let stop = Stop::default();
+    let limits = Limits { items: 8, bytes: 1024 };
+    let (input, listed) = edge(limits, &stop);
+    let (output, received) = edge::<Number>(limits, &stop);
+    let mut runner = Runner::new(stop.clone());
+    runner.spawn("holds", 1, listed, output, || Ok(Holds(Vec::new()))).unwrap();
+    input.send(Flow::Item(Number(7))).unwrap();
+    // The input has not ended: only the pause can bring it.
+    let since = Instant::now();
+    let got = received.recv_within(Duration::from_secs(20)).unwrap();
+    assert!(matches!(got, Some(Some(Flow::Item(Number(7))))), "nothing after {:?}", since.elapsed());
+    drop(input);
+    runner.join();
+}
