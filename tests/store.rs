@@ -71,7 +71,7 @@ impl Ground {
         let mut command = Command::new(binary());
         command.arg("model").args(args);
         command.env("CLIPMILL_HOME", self.path("home")).env("HF_ENDPOINT", self.hub.url());
-        command.env("HF_TOKEN", TOKEN);
+        command.env("HF_TOKEN", TOKEN).env("NO_PROXY", "127.0.0.1");
         command
     }
 
