@@ -119,7 +119,7 @@ pub(crate) fn execute(command: ModelCommand) -> Result<()> {
             .map_err(|e| anyhow!("cannot listen for Ctrl-C: {e}"))?;
             let request = Request { what, from, force, require_pins, ..Request::default() };
             let model = store::add(&home, &request)?;
-            print(&line(&model.card, &model.folder.display().to_string()));
+            print(&line(&model.card, [0; 2], &model.folder.display().to_string()));
             let joint = &model.card.joint;
             if joint.kind == JointKind::Concepts && joint.bank.iter().any(|bank| !model.file(bank).is_file())
             {
@@ -187,7 +187,8 @@ fn list(home: &Home, json: bool) -> Result<()> {
             Some(hub) => {
                 let size = hub.files.iter().map(|f| f.size).sum::<Option<u64>>().map(megabytes);
                 let size = size.map(|size| format!(", {size}")).unwrap_or_default();
-                format!("not installed{size}: clipmill model add {}", card.name)
+                let partly = if store::is_partly_here(home, &card.name) { ", partly fetched" } else { "" };
+                format!("not installed{partly}{size}: clipmill model add {}", card.name)
             }
             None => "not installed: make setup".to_owned(),
         };
@@ -207,7 +208,9 @@ fn list(home: &Home, json: bool) -> Result<()> {
             .collect();
         print(&serde_json::to_string_pretty(&rows)?);
     } else {
-        rows.iter().for_each(|(card, _, what)| print(&line(card, what)));
+        let widest = |text: fn(&Card) -> &str| rows.iter().map(|row| text(&row.0).len()).max().unwrap_or(0);
+        let widths = [widest(|card| &card.name), widest(|card| &card.licence)];
+        rows.iter().for_each(|(card, _, what)| print(&line(card, widths, what)));
     }
     for (folder, model) in home.opened() {
         if let Err(e) = model {
@@ -217,6 +220,6 @@ fn list(home: &Home, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn line(card: &Card, what: &str) -> String {
-    format!("{:<26} {:>5} values  {:<12} {what}", card.name, card.joint.dim, card.licence)
+fn line(card: &Card, [name, licence]: [usize; 2], what: &str) -> String {
+    format!("{:<name$}  {:>4} values  {:<licence$}  {what}", card.name, card.joint.dim, card.licence)
 }

@@ -80,9 +80,7 @@ pub fn fetch(
             Err(Trouble::Passing(e, after)) => {
                 n_failures = if transfer.have > had { 1 } else { n_failures + 1 };
                 if n_failures >= client.patience.attempts {
-                    let have = megabytes(transfer.have);
-                    let hint = format!("the same command goes on from where this one is ({have})");
-                    return Err(anyhow!("{e:#}\nhint: {hint}"));
+                    return Err(anyhow!("{e:#}\nhint: the same command goes on from here"));
                 }
                 let pause = client.patience.pause * (1 << (n_failures - 1));
                 let pause = after.unwrap_or(pause).min(LONGEST_PAUSE);

@@ -4,6 +4,7 @@
 //! that redirects, and its token must not follow to another host.
 
 use std::{
+    cell::Cell,
     env,
     fs::File,
     io::{Read, Seek as _, SeekFrom},
@@ -21,6 +22,7 @@ use ureq::{
 
 const PUBLIC_HUB: &str = "https://huggingface.co";
 const MAX_REDIRECTS: usize = 10;
+const OUT_OF_REACH: &str = "\nhint: --from URL or HF_ENDPOINT names another hub; --from DIR takes the repository's files from a folder";
 
 /// How long to wait for a hub, and how often to try.
 #[derive(Clone, Copy, Debug)]
@@ -143,6 +145,8 @@ pub struct Client {
     pub patience: Patience,
     agent: Agent,
     token: Option<String>,
+    /// The hub has answered at least once.
+    is_reached: Cell<bool>,
 }
 
 impl Client {
@@ -165,7 +169,7 @@ impl Client {
         if token.as_ref().is_some_and(|t| !t.bytes().all(|b| b.is_ascii_graphic())) {
             bail!("HF_TOKEN has characters that no token has");
         }
-        Ok(Self { base, patience, agent: agent.new_agent(), token })
+        Ok(Self { base, patience, agent: agent.new_agent(), token, is_reached: Cell::new(false) })
     }
 
     /// Asks for a file, or for the rest of one.
@@ -222,18 +226,24 @@ impl Client {
                 request = request.header("If-Range", validator);
             }
         }
-        request.call().map_err(|e| {
+        let asked = request.call();
+        let is_reached = self.is_reached.replace(self.is_reached.get() || asked.is_ok());
+        asked.map_err(|e| {
             let passes = match &e {
                 ureq::Error::Timeout(_) | ureq::Error::ConnectionFailed => true,
                 // Certificates that are refused come as an I/O error as well.
-                ureq::Error::Io(e) => !matches!(
-                    e.kind(),
-                    std::io::ErrorKind::InvalidData | std::io::ErrorKind::ConnectionRefused
-                ),
+                ureq::Error::Io(e) => e.kind() != std::io::ErrorKind::InvalidData,
                 _ => false,
             };
             let e = anyhow!(e).context(format!("cannot fetch {place}"));
-            if passes { Trouble::Passing(e, None) } else { Trouble::Final(e) }
+            // A hub that never answered is more likely out of reach than busy.
+            if passes && is_reached {
+                Trouble::Passing(e, None)
+            } else if is_reached {
+                Trouble::Final(e)
+            } else {
+                Trouble::Final(anyhow!("{e:#}{OUT_OF_REACH}"))
+            }
         })
     }
 }

@@ -19,7 +19,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use stages::model::{self, Card, Home, Model};
+use stages::model::{self, Card, Home, Hub, Model};
 
 use download::{Fetched, Pin};
 use hub::{Base, Client, Patience};
@@ -102,7 +102,8 @@ fn add_folder(home: &Home, folder: &Path, request: &Request) -> Result<Model> {
 fn fill(staging: &Staging, model: &Model, request: &Request) -> Result<()> {
     let Model { card, folder } = model;
     staging.clear()?;
-    let files = files_below(folder)?;
+    let mut files = files_below(folder)?;
+    files.retain(|file| file != pins::FILE && !file.ends_with(".partial"));
     let mut wanted = Pins::read(folder)?;
     wanted.add_card(card);
     if request.require_pins {
@@ -146,6 +147,18 @@ fn add_card(home: &Home, card: &Card, text: &str, request: &Request) -> Result<M
     let client = Client::new(Base::find(request.from.as_deref())?, request.patience)?;
     let mut meter = Meter::new(hub.files.iter().map(|f| f.size).sum());
     meter.line(&format!("{name} ({}) from {}", card.licence, client.base.told(hub)));
+    let fetched = fetch_all(&client, hub, &noted, &staging, &mut meter);
+    meter.finish();
+    if fetched.is_err() && staging.holds_nothing() {
+        // There is nothing to go on from. The first error is the one to tell.
+        let _ = staging.discard();
+    }
+    fetched?;
+    staging.publish(request.force)
+}
+
+/// Fetches what is not there yet, and notes the hashes of all.
+fn fetch_all(client: &Client, hub: &Hub, noted: &Pins, staging: &Staging, meter: &mut Meter) -> Result<()> {
     let mut found = Pins::read(staging.folder())?;
     for file in &hub.files {
         let to = file.to();
@@ -168,7 +181,7 @@ fn add_card(home: &Home, card: &Card, text: &str, request: &Request) -> Result<M
             }
             fs::remove_file(&into).with_context(|| format!("cannot remove {}", into.display()))?;
         }
-        let Fetched { sha256, bytes } = download::fetch(&client, hub, file, pin.as_ref(), &into, &mut meter)?;
+        let Fetched { sha256, bytes } = download::fetch(client, hub, file, pin.as_ref(), &into, meter)?;
         let size = meter::megabytes(bytes);
         meter.line(&match pin {
             Some(Pin { by, .. }) => format!("{to}: {size}, sha256 as by {by}"),
@@ -177,11 +190,9 @@ fn add_card(home: &Home, card: &Card, text: &str, request: &Request) -> Result<M
         found.insert(to, &sha256);
         found.write(&staging.path(pins::FILE)?)?;
     }
-    meter.finish();
     found.keep_only(hub.files.iter().map(|f| f.to()));
     found.write(&staging.path(pins::FILE)?)?;
-    staging.remove_all_but(hub.files.iter().map(|f| f.to()))?;
-    staging.publish(request.force)
+    staging.remove_all_but(hub.files.iter().map(|f| f.to()))
 }
 
 /// The hashes noted when the same files of the same hub were installed before.
@@ -225,20 +236,25 @@ pub fn check(model: &Model) -> Result<usize> {
     Ok(wanted.iter().count())
 }
 
+/// Whether an `add` was stopped in the middle.
+pub fn is_partly_here(home: &Home, name: &str) -> bool {
+    staging::partial(home, name).is_dir()
+}
+
 /// Removes an installed model, and what is left of an unfinished `add`. Tells which it was.
 pub fn remove(home: &Home, name: &str) -> Result<&'static str> {
     staging::remove(home, name)
 }
 
-/// Files below a folder, relative to it, by name. Hidden ones and unfinished ones are left out; links
-/// are followed, for hubs' caches are made of them.
+/// Files below a folder, relative to it, by name. Hidden ones are left out; links are followed, for
+/// hubs' caches are made of them.
 fn files_below(folder: &Path) -> Result<Vec<String>> {
     fn walk(folder: &Path, prefix: &str, found: &mut Vec<String>) -> Result<()> {
         let told = || format!("cannot read {}", folder.display());
         for entry in fs::read_dir(folder).with_context(told)? {
             let entry = entry.with_context(told)?;
             let Ok(name) = entry.file_name().into_string() else { continue };
-            if name.starts_with('.') || name.ends_with(".partial") || name == pins::FILE {
+            if name.starts_with('.') {
                 continue;
             }
             let relative = format!("{prefix}{name}");

@@ -28,7 +28,7 @@ impl Staging {
     pub fn open(home: &Home, name: &str, replaces: bool) -> Result<Self> {
         check_name(name)?;
         let models = home.models();
-        let folder = models.join(format!(".{name}.partial"));
+        let folder = partial(home, name);
         loop {
             make_folder(&folder)?;
             let lock = File::open(&folder).with_context(|| format!("cannot open {}", folder.display()))?;
@@ -75,6 +75,13 @@ impl Staging {
             if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }.with_context(told)?;
         }
         Ok(())
+    }
+
+    /// Whether no byte of the model is here.
+    pub fn holds_nothing(&self) -> bool {
+        let is_empty = |file: &String| self.folder.join(file).metadata().is_ok_and(|m| m.len() == 0);
+        let files = super::files_below(&self.folder);
+        files.is_ok_and(|files| files.iter().all(|file| file == "model.toml" || is_empty(file)))
     }
 
     /// Removes the folder.
@@ -128,11 +135,16 @@ impl Staging {
     }
 }
 
+/// The folder that a model is made in.
+pub fn partial(home: &Home, name: &str) -> PathBuf {
+    home.models().join(format!(".{name}.partial"))
+}
+
 /// Removes a model, and what an unfinished `add` left of one. Tells which it was.
 pub fn remove(home: &Home, name: &str) -> Result<&'static str> {
     check_name(name)?;
     let models = home.models();
-    let (target, partial) = (models.join(name), models.join(format!(".{name}.partial")));
+    let (target, partial) = (models.join(name), partial(home, name));
     let is_there = |path: &Path| path.symlink_metadata().is_ok();
     let told = match (is_there(&target), is_there(&partial)) {
         (true, _) => "removed",
