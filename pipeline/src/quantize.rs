@@ -35,7 +35,10 @@ const MOST_HELD_OUT: usize = 4096;
 /// Neighbours that must stay the same.
 const TOP: usize = 10;
 /// Quantizes by a well-kept library, which is Python's.
-const SCRIPT: &str = include_str!("../../stages/models/quantize.py");
+const SCRIPTS: [(&str, &str); 2] = [
+    ("quantize.py", include_str!("../../stages/models/quantize.py")),
+    ("refine.py", include_str!("../../stages/models/refine.py")),
+];
 
 /// What to make.
 pub struct Task<'a> {
@@ -182,12 +185,16 @@ fn run_script(
     frames: &Path,
     told: &mut dyn FnMut(&str),
 ) -> Result<Made> {
-    let script = scratch.join("quantize.py");
-    fs::write(&script, SCRIPT).with_context(|| format!("cannot write {}", script.display()))?;
+    for (name, text) in SCRIPTS {
+        let path = scratch.join(name);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let image_tower = &task.model.card.image;
     let mut child = Command::new(&task.python)
-        .arg(&script)
+        .arg(scratch.join("quantize.py"))
         .args([image, made])
-        .args(["--input", &task.model.card.image.input, "--output", &task.model.card.image.embedding])
+        .args(["--input", &image_tower.input, "--output", &image_tower.embedding])
+        .args(&image_tower.logits)
         .arg("--calibration")
         .arg(frames)
         .stdin(Stdio::null())

@@ -12,6 +12,9 @@ use stages::{
     stage::{Kept, Stage, StageError},
 };
 
+/// Sees a clip's frames: their tensors and number.
+pub type See<'a> = dyn FnMut(&ClipRef, &[f32], usize) -> Result<()> + 'a;
+
 /// Shows `see` every clip with its frames' tensors, `count` frames from the middles of equal parts. Clips
 /// that do not decode are told and left out; none left is an error.
 pub fn each_clip(
@@ -19,7 +22,7 @@ pub fn each_clip(
     model: &Model,
     count: u32,
     told: &mut dyn FnMut(&str),
-    see: &mut dyn FnMut(&ClipRef, &[f32], usize) -> Result<()>,
+    see: &mut See<'_>,
 ) -> Result<()> {
     let recipe = model.recipe();
     let len = recipe.tensor_len();
