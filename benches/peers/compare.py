@@ -268,11 +268,15 @@ def parse_args() -> argparse.Namespace:
     for command in (job, decode, encode, pre):
         command.add_argument("--rounds", type=int, default=5)
         command.add_argument("--json", type=Path, metavar="FILE", help="keep all rounds here")
-    pre.add_argument("--ours", nargs=argparse.REMAINDER, required=True, metavar="CMD", help="must come last")
-    for command in (decode, encode):
-        command.add_argument("--ours", nargs=argparse.REMAINDER, default=[], metavar="CMD",
-                             help="must come last; the peers alone without it")
-    args = parser.parse_args()
+    for command in (decode, encode, pre):
+        command.add_argument("--ours", metavar="CMD...", help="must come last; the peers alone without it")
+    # Taken off first: argparse keeps neither a command's own options nor its closing `--`.
+    own = sys.argv[1:]
+    at = own.index("--ours") if "--ours" in own else len(own)
+    args = parser.parse_args(own[:at])
+    args.ours = own[at + 1:]
+    if args.what == "preprocess" and not args.ours:
+        pre.error("--ours is missing")
     if args.what == "decode":
         for peer in args.peers:
             if args.mode not in PEERS[peer]:

@@ -205,7 +205,10 @@ fn run_script(
     let mut last = String::new();
     if let Some(said) = child.stderr.take() {
         for line in BufReader::new(said).lines().map_while(Result::ok) {
-            told(&line);
+            // Its error is told once, as ours.
+            if !line.starts_with("error: ") {
+                told(&line);
+            }
             last = line;
         }
     }

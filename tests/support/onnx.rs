@@ -130,6 +130,26 @@ fn image_tower() -> Vec<u8> {
     )
 }
 
+/// A tower with a layer that can be quantized and is not the last: a convolution of half the picture's
+/// side, its negative values cut off, the mean of each channel.
+fn conv_tower() -> Vec<u8> {
+    let kernel = SIDE / 2;
+    let weight = |i: usize| ((i * 37 + i / 64 * 11) % 101) as f32 / 101.0 - 0.4;
+    let weights: Vec<f32> = (0..DIM * 3 * kernel * kernel).map(weight).collect();
+    let side = SIDE as i64;
+    model(
+        &[
+            node("Conv", &["pixel_values", "weights", "bias"], "found", &[]),
+            node("Relu", &["found"], "positive", &[]),
+            node("GlobalAveragePool", &["positive"], "pooled", &[]),
+            node("Flatten", &["pooled"], "embedding", &[("axis", 1, false)]),
+        ],
+        &[constant("weights", &[DIM, 3, kernel, kernel], &weights), constant("bias", &[DIM], &[0.1; DIM])],
+        value("pixel_values", FLOAT, &[-1, 3, side, side]),
+        value("embedding", FLOAT, &[-1, DIM as i64]),
+    )
+}
+
 /// Words, and what the image tower says of such a picture.
 const WORDS: &[(&str, [f32; 3])] =
     &[("red", [1.0, 0.0, 0.0]), ("green", [0.0, 1.0, 0.0]), ("blue", [0.0, 0.0, 1.0]), ("white", [1.0; 3])];
@@ -208,6 +228,13 @@ pad_to = 8
 pub fn write_image_model(folder: &Path) {
     fs::create_dir_all(folder).unwrap();
     fs::write(folder.join("image.onnx"), image_tower()).unwrap();
+    fs::write(folder.join("model.toml"), CARD).unwrap();
+}
+
+/// Writes a model whose image tower can be quantized; its vectors say nothing.
+pub fn write_conv_model(folder: &Path) {
+    fs::create_dir_all(folder).unwrap();
+    fs::write(folder.join("image.onnx"), conv_tower()).unwrap();
     fs::write(folder.join("model.toml"), CARD).unwrap();
 }
 
