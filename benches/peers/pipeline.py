@@ -42,7 +42,7 @@ from sampling import shown_every
 
 EVERY_MS = 500
 SIZE, RESIZE_TO = 224, 256
-TOP = 10
+TOP, TEMPERATURE = 100, 1.5
 SHARD_ROWS = 16_384
 # The model's (x - 127) / 128 as a table: the fastest way found from bytes to floats.
 NORMALIZED = (np.arange(256, dtype=np.float32) - 127) / 128
@@ -120,6 +120,7 @@ class Encoder:
         # Without `clipmill model build`, the same work with no meaning.
         concepts = np.load(bank) if bank.exists() else np.random.default_rng(1).standard_normal((1000, 384))
         self.concepts = (concepts / np.linalg.norm(concepts, axis=1, keepdims=True)).astype(np.float32)
+        self.centre = self.concepts.mean(axis=0)
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """f32 [n, 3, SIZE, SIZE] to unit vectors, f16 [n, joint dim]."""
@@ -127,9 +128,9 @@ class Encoder:
         top = np.argpartition(logits, -TOP, axis=1)[:, -TOP:]
         best = np.take_along_axis(logits, top, axis=1)
         # Renormalized over the top, softmax's own sum cancels.
-        weights = np.exp(best - best.max(axis=1, keepdims=True))
+        weights = np.exp((best - best.max(axis=1, keepdims=True)) / TEMPERATURE)
         weights /= weights.sum(axis=1, keepdims=True)
-        joint = np.einsum("nk,nkd->nd", weights, self.concepts[top])
+        joint = np.einsum("nk,nkd->nd", weights, self.concepts[top]) - self.centre
         joint /= np.maximum(np.linalg.norm(joint, axis=1, keepdims=True), 1e-12)
         return joint.astype(np.float16)
 
