@@ -81,3 +81,50 @@ impl FrameSink for Converter {
         let _ = self.events.send(Event::End(Box::new(finished)));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kernels::{
+        picture::Matrix,
+        preprocess::{Recipe, Resize},
+        resample::Filter,
+    };
+
+    use super::*;
+    use crate::{
+        decode::{surface::Canvas, watch::Watch},
+        item::{ClipId, Pts},
+    };
+
+    #[test]
+    fn a_decoder_that_was_given_up_fills_no_batch_of_others() {
+        let recipe = Recipe {
+            width: 4,
+            height: 4,
+            resize: Resize::Stretch,
+            filter: Filter::Bilinear,
+            mean: [0.0; 3],
+            std: [1.0; 3],
+        };
+        let filling = Filling::new(&recipe, 2);
+        let reading = Reading { unspecified: Matrix::Bt601, one_field: true };
+        let (events, received) = crossbeam_channel::unbounded();
+        let converter = |id| {
+            let clip = Arc::new(ClipRef { id: ClipId(id), path: String::new(), label: None, extra: vec![] });
+            let progress = Watch::new(std::time::Duration::from_secs(1)).progress();
+            Converter::new(clip, reading, filling.clone(), events.clone(), progress)
+        };
+        let surface = Surface::rgba(Canvas { rgba: vec![255; 64], width: 4, height: 4 });
+        let info = FrameInfo { frame_index: 0, pts: Pts { nanos: 0 }, is_keyframe: true };
+
+        let mut hung = converter(0);
+        assert!(hung.frame(info, &surface).is_ok());
+        let mut next = converter(1);
+        // It wakes while the next clip is decoded.
+        assert!(hung.frame(info, &surface).is_err());
+        assert!(next.frame(info, &surface).is_ok());
+        let Ok(Event::Batch(batch)) = received.try_recv() else { panic!("the batch is full") };
+        let parts: Vec<(u64, usize)> = batch.parts.iter().map(|p| (p.clip.id.0, p.frames.len())).collect();
+        assert_eq!(parts, [(0, 1), (1, 1)]);
+    }
+}
