@@ -24,6 +24,7 @@ use stages::{
 use support::{
     clips::{Clip, H264_MP4, MPEG4_AVI, make_at},
     decoding,
+    onnx::write_image_model,
     run::{Outcome, Site, Table, binary, outcome},
 };
 
@@ -77,10 +78,54 @@ fn engines_are_measured_once_and_remembered() {
     let out = format!("{:?}", site.path("third"));
     let again = [&AUTO[..], &[("output.dir", &out)]].concat();
     run_at(&site, &home, &again).expect(0).says(&["measuring once"]);
-    let mut doctor = Command::new(binary());
-    doctor.args(["doctor"]).env("CLIPMILL_HOME", &home);
-    // The model is not in this data folder: its table is not the doctor's business, ONNX Runtime is.
-    assert!(outcome(doctor).stdout.contains("ONNX Runtime: "));
+}
+
+#[test]
+fn the_doctor_shows_the_table() {
+    let site = Site::new();
+    let home = home(&site, "home", &["lib"]);
+    write_image_model(&home.join("models/tiny"));
+    let doctor = |more: &[&str]| {
+        let mut command = Command::new(binary());
+        command.arg("doctor").args(more).env("CLIPMILL_HOME", &home).env_remove("ORT_DYLIB_PATH");
+        outcome(command).expect(0).stdout
+    };
+    assert!(doctor(&[]).contains("engine of tiny: onnx fp32: not measured yet"), "{}", doctor(&[]));
+    let table = doctor(&["--measure"]);
+    assert!(table.contains("images a CPU second") && table.contains("1.00000 at least"), "{table}");
+    assert_eq!(doctor(&[]), table, "it is remembered");
+}
+
+#[test]
+fn an_engine_that_fails_is_tried_again_another_day() {
+    let site = Site::new();
+    make_at(&site.path("clips/a.avi"), &Clip::counting(MPEG4_AVI));
+    let home = home(&site, "home", &["lib"]);
+    run_at(&site, &home, &AUTO).expect(0);
+    let table = fs::read_dir(home.join("engines")).unwrap().map(|e| e.unwrap().path());
+    let table = table.into_iter().find(|p| p.extension().is_some_and(|e| e == "json")).unwrap();
+    let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&table).unwrap()).unwrap();
+    json["rows"][0]["found"] = serde_json::json!({"Err": "out of memory"});
+    let mut run = |unix: u64, out: &str| {
+        json["rows"][0]["unix"] = unix.into();
+        fs::write(&table, json.to_string()).unwrap();
+        let out = format!("{:?}", site.path(out));
+        run_at(&site, &home, &[&AUTO[..], &[("output.dir", &out)]].concat())
+    };
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    run(now, "today").expect(2).says(&["no engine runs the model", "out of memory"]);
+    run(now - 100_000, "tomorrow").expect(0).says(&["measuring once"]);
+}
+
+#[test]
+fn a_library_that_was_named_is_not_replaced() {
+    let site = Site::new();
+    make_at(&site.path("clips/a.avi"), &Clip::counting(MPEG4_AVI));
+    let home = home(&site, "home", &["lib"]);
+    let mut command = Command::new(binary());
+    command.arg("run").arg(site.config(&AUTO)).env("CLIPMILL_HOME", &home);
+    command.env("ORT_DYLIB_PATH", "/nonexistent/libonnxruntime.so");
+    outcome(command).expect(2).says(&["/nonexistent/libonnxruntime.so"]);
 }
 
 #[test]
@@ -145,6 +190,7 @@ fn an_engine_that_is_not_here_is_told_with_its_cure() {
     run_at(&site, &home, &[("encode.backend", "\"openvino\"")])
         .expect(2)
         .says(&["OpenVINO is not installed", "make setup"]);
+    run_at(&site, &home, &[("encode.precision", "\"bf16\"")]).expect(2).says(&["there is no onnx bf16"]);
     run_at(&site, &home, &[("encode.precision", "\"int8\"")])
         .expect(2)
         .says(&["has no int8 form", "clipmill model quantize tiny"]);

@@ -1,12 +1,17 @@
 //! Searching a run: by words, by a picture, by another clip.
 
-use std::path::Path;
+use std::{
+    fs,
+    io::Write as _,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use stages::model::Home;
 use support::{
     clips::{BLUE, Clip, GREEN, H264_MKV, H264_MP4, H264_TS, MPEG4_AVI, RED, VP9_WEBM, make_at, make_still},
     onnx::write_clip_model,
-    run::{Outcome, Site, clipmill},
+    run::{LIMIT, Outcome, Site, binary, clipmill, wait},
 };
 
 const COLOURS: [(&str, [u8; 3]); 4] =
@@ -136,6 +141,50 @@ fn the_default_model_finds_people_riding_bicycles() {
     assert_eq!(site.table("clips").vectors("embedding")[0].len(), 384);
     let found = hits_of_any_time(&site, "people riding bicycles");
     assert!(found[0]["path"].as_str().unwrap().ends_with("bikes.mp4"), "{found:?}");
+}
+
+#[test]
+fn queries_come_from_stdin_as_well() {
+    let site = coloured_run();
+    let mut child = Command::new(binary())
+        .args(["search", site.path("out").to_str().unwrap(), "-", "-k", "1", "--json"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"red\n\n  \ngreen\n").unwrap();
+    let told = wait(child, LIMIT).expect(0);
+    let lines = told.stdout.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let found: Vec<(String, String)> = lines
+        .map(|line| {
+            let text = |v: &serde_json::Value| v.as_str().unwrap().to_owned();
+            (text(&line["query"]), text(&line["hits"][0]["label"]))
+        })
+        .collect();
+    assert_eq!(found, [("red".into(), "red".into()), ("green".into(), "green".into())]);
+}
+
+#[test]
+fn a_model_is_scored_on_labelled_clips() {
+    let site = Site::new();
+    write_clip_model(&site.path("reads"));
+    // Clips of one colour, in folders that say which; a name of UCF101's kind says it itself.
+    for (name, yuv) in [("red/1", RED), ("green/1", GREEN), ("v_Blue_g01_c01", BLUE)] {
+        make_at(&site.path(&format!("clips/{name}.avi")), &Clip::coloured(MPEG4_AVI, yuv));
+    }
+    fs::write(site.path("classes.txt"), "Blue\ngreen\nred\nWhite\n").unwrap();
+    let [model, clips, classes] =
+        ["reads", "clips", "classes.txt"].map(|name| site.path(name).to_string_lossy().into_owned());
+    let eval = |more: &[&str]| clipmill(&[&["model", "eval", &model, &clips], more].concat());
+    let told = eval(&["--classes", &classes, "--json"]).expect(0);
+    let report: serde_json::Value = serde_json::from_str(&told.stdout).unwrap();
+    assert_eq!((report["n_clips"].as_u64(), report["n_classes"].as_u64()), (Some(3), Some(4)));
+    let last = report["rows"].as_array().unwrap().last().unwrap().clone();
+    assert_eq!((last["engine"].as_str(), last["top1"].as_f64()), (Some("onnx fp32"), Some(1.0)), "{last}");
+    assert_eq!((last["map"].as_f64(), last["map_by_frame"].as_f64()), (Some(1.0), Some(1.0)));
+    fs::write(site.path("classes.txt"), "green\nred\n").unwrap();
+    eval(&["--classes", &classes]).expect(2).says(&["the classes lack \"Blue\""]);
 }
 
 fn hits_of_any_time(site: &Site, words: &str) -> Vec<serde_json::Value> {

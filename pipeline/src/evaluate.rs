@@ -1,7 +1,7 @@
 //! The `model eval` command: how well a model finds labelled clips by the words of their labels, in fp32
 //! and as it runs on this machine.
 
-use std::path::Path;
+use std::{cmp::Ordering, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
@@ -87,13 +87,32 @@ pub fn evaluate(task: &Task<'_>, libraries: &Libraries, told: &mut dyn FnMut(&st
         let tower = ImageTower::open(model, Opening { engine: *engine, threads: 1 }, libraries)?;
         Ok(Contender { engine: *engine, tower, frames: Vec::new(), cpu_s: 0.0 })
     };
-    let mut contenders: Vec<Contender> = engines.iter().map(open).collect::<Result<_>>()?;
+    // What is wrong with clips and classes is told before the long part.
     let clips = ClipList::open(task.clips, Label::Auto)?;
+    let mut listed = Vec::new();
+    for entry in clips.iter()? {
+        let entry = entry?;
+        let label = label(&entry.path, entry.label.as_deref());
+        listed.push(label.with_context(|| {
+            format!("{} has no label: name it as UCF101 does, give it a folder, or a manifest", entry.path)
+        })?);
+    }
+    let classes = classes(task.classes, listed.iter())?;
+    let class_of = |label: &String| classes.iter().position(|class| class == label);
+    let listed: Vec<usize> = listed
+        .iter()
+        .map(|label| class_of(label).with_context(|| format!("the classes lack {label:?}")))
+        .collect::<Result<_>>()?;
+    // Before the text tower: it takes any library, they may need theirs.
+    let mut contenders: Vec<Contender> = engines.iter().map(open).collect::<Result<_>>()?;
+    let mut text = TextEncoder::open(model, libraries)?;
+    let words = classes.iter().map(|class| Ok(space.words(text.embed(&spoken(class))?)));
+    let words: Vec<Vec<f32>> = words.collect::<Result<_>>()?;
     // Label and number of frames of each clip.
-    let mut seen: Vec<(String, usize)> = Vec::new();
-    each_clip(&clips, model, FRAMES, told, &mut |clip, tensors, n| {
-        let label = label(&clip.path, clip.label.as_deref());
-        seen.push((label.with_context(|| format!("{} has no label", clip.path))?, n));
+    let (mut labels, mut counts) = (Vec::new(), Vec::new());
+    each_clip(&clips, model, FRAMES, &|_| true, told, &mut |clip, tensors, n| {
+        labels.push(listed[clip.id.0 as usize]);
+        counts.push(n);
         for contender in &mut contenders {
             let cpu = cpu_seconds();
             let encoded = contender.tower.encode(tensors, n)?;
@@ -102,18 +121,6 @@ pub fn evaluate(task: &Task<'_>, libraries: &Libraries, told: &mut dyn FnMut(&st
         }
         Ok(())
     })?;
-    let classes = classes(task.classes, seen.iter().map(|(label, _)| label))?;
-    let mut text = TextEncoder::open(model, libraries)?;
-    let words = classes.iter().map(|class| Ok(space.words(text.embed(&spoken(class))?)));
-    let words: Vec<Vec<f32>> = words.collect::<Result<_>>()?;
-    let labels: Vec<usize> = seen
-        .iter()
-        .map(|(label, _)| {
-            let found = classes.iter().position(|class| class == label);
-            found.with_context(|| format!("the classes lack {label}"))
-        })
-        .collect::<Result<_>>()?;
-    let counts: Vec<usize> = seen.iter().map(|(_, n)| *n).collect();
     let n_frames: usize = counts.iter().sum();
     let reference = contenders.last().map(|c| c.frames.clone()).unwrap_or_default();
     let row = |c: &Contender| -> Result<Row> {
@@ -214,8 +221,10 @@ impl Scores {
     }
 
     fn share_in_top(&self, k: usize, labels: &[usize]) -> f64 {
+        // Ties, and what is no number, count against the model.
         let is_in = |(scores, label): (&Vec<f32>, &usize)| {
-            scores.iter().filter(|score| **score > scores[*label]).count() < k
+            let is_worse = |score: &&f32| score.partial_cmp(&&scores[*label]) == Some(Ordering::Less);
+            scores.iter().filter(|score| !is_worse(score)).count() <= k
         };
         let n = self.by_clip.iter().zip(labels).filter(|pair| is_in(*pair)).count();
         n as f64 / labels.len() as f64

@@ -231,6 +231,8 @@ fn print_hits(hits: &[Hit], json: bool) -> Result<()> {
 }
 
 fn measure_engine(args: &EngineArgs) -> Result<()> {
+    // Whoever asked has gone when it is stopped: nobody reads the answer, or ends what hangs.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     let libraries = Libraries::find(&Home::from_env());
     let model = Model::open(&args.model)?;
     let opening = Opening { engine: args.engine, threads: args.threads };

@@ -17,8 +17,9 @@ use stages::{
         image::ImageTower,
         joint::{JointSpace, normalize},
         network::{Engine, Libraries, Opening, Precision, reference},
-        quantized::{Quantized, hash_file},
+        quantized::{FILES, Quantized, hash_file},
     },
+    files::npy_header,
     model::{Home, Model},
 };
 
@@ -26,12 +27,10 @@ use crate::{engines::measure::cosines, run::cpu_seconds, samples::each_clip};
 
 /// Frames of a clip that are looked at.
 const FRAMES: u32 = 8;
-/// More calibrate no better, and cost time and disk.
-const MOST_CALIBRATION: usize = 512;
+/// Half of them calibrate, which is enough; the frames of the others are compared with one another.
+const MOST_CLIPS: u64 = 256;
 /// Fewer say little of how near the int8 form comes.
 const LEAST_HELD_OUT: usize = 32;
-/// The held-out frames are compared with one another: their number squared.
-const MOST_HELD_OUT: usize = 4096;
 /// Neighbours that must stay the same.
 const TOP: usize = 10;
 /// Quantizes by a well-kept library, which is Python's.
@@ -60,6 +59,7 @@ pub struct Task<'a> {
 #[derive(Deserialize)]
 struct Made {
     method: String,
+    n_calibration: usize,
 }
 
 /// Makes the int8 form, measures it, and installs it if it is near enough. The error says how far it is.
@@ -67,36 +67,27 @@ pub fn quantize(task: &Task<'_>, home: &Home, told: &mut dyn FnMut(&str)) -> Res
     let Task { model, clips, .. } = task;
     check_python(&task.python)?;
     let clips = ClipList::open(clips, Label::None)?;
-    // On the disk of the models, which has room for them; memory may not have.
-    let scratch = tempfile::Builder::new().prefix(".quantize-").tempdir_in(home.folder());
-    let scratch = scratch.with_context(|| format!("cannot write to {}", home.folder().display()))?;
-    let [frames, made] = ["frames.npy", "int8.onnx"].map(|name| scratch.path().join(name));
-    let n_calibration = write_calibration(model, &clips, &frames, told)?;
-    told(&format!("{n_calibration} frames calibrate; quantizing"));
+    let picked = Picked::of(&clips);
+    let scratch = Scratch::open(home, told)?;
+    let [frames, made] = ["frames.npy", "int8.onnx"].map(|name| scratch.folder.join(name));
+    let n = write_calibration(model, &clips, picked, &frames, told)?;
+    told(&format!("{n} frames calibrate; quantizing"));
     let image = model.file(&model.card.image.file);
-    let Made { method } = run_script(task, scratch.path(), &image, &made, &frames, told)?;
+    let Made { method, n_calibration } = run_script(task, &scratch.folder, &image, &made, &frames, told)?;
 
     let libraries = Libraries::find(home);
     let name = &model.card.name;
-    // A model of its own for a moment, so that it is opened as it will be when it is installed.
-    let trial = scratch.path().join("model");
-    copy_folder(&model.folder, &trial)?;
-    let mut quantized = Quantized {
-        file: "int8.onnx".into(),
+    let found = compare(model, &made, &clips, picked, &libraries, told)?;
+    let quantized = Quantized {
+        file: FILES[0].into(),
         of: hash_file(&image)?,
         method,
         n_calibration,
-        n_held_out: 0,
-        mean_cosine: 0.0,
-        least_cosine: 0.0,
-        top10_overlap: 0.0,
+        n_held_out: found.n,
+        mean_cosine: found.cosines.0,
+        least_cosine: found.cosines.1,
+        top10_overlap: found.overlap,
     };
-    let trial = Model { card: model.card.clone(), folder: trial };
-    quantized.install(&trial, &made)?;
-    let found = compare(&trial, &clips, &libraries, told)?;
-    quantized.n_held_out = found.n;
-    (quantized.mean_cosine, quantized.least_cosine) = found.cosines;
-    quantized.top10_overlap = found.overlap;
     told(&format!(
         "{name} in int8 ({}), on {} frames held out: cosine to fp32 {:.5} in the mean, {:.5} at least; {:.1} % of the ten nearest are the same; {:.2} times as fast as {}",
         quantized.method,
@@ -132,42 +123,46 @@ fn check_python(python: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a clip is held out: every other one.
-fn is_held_out(clip: u64) -> bool {
-    clip % 2 == 1
+/// Which clips are looked at: enough, from all of the list, so that a folder a class gives all classes.
+#[derive(Clone, Copy)]
+struct Picked {
+    every: u64,
+}
+
+impl Picked {
+    fn of(clips: &ClipList) -> Self {
+        Self { every: clips.n_clips().div_ceil(MOST_CLIPS).max(1) }
+    }
+
+    fn calibrates(self, clip: u64) -> bool {
+        clip.is_multiple_of(2 * self.every)
+    }
+
+    /// Those between the others.
+    fn is_held_out(self, clip: u64) -> bool {
+        clip.is_multiple_of(self.every) && !self.calibrates(clip)
+    }
 }
 
 /// Writes the frames of the calibrating clips as NumPy's f32 [n, 3, height, width]; returns n.
 fn write_calibration(
     model: &Model,
     clips: &ClipList,
+    picked: Picked,
     path: &Path,
     told: &mut dyn FnMut(&str),
 ) -> Result<usize> {
     let recipe = model.recipe();
     let failed = || format!("cannot write {}", path.display());
     let mut file = BufWriter::new(fs::File::create(path).with_context(failed)?);
-    let header = |n: usize| {
-        let shape = format!("({n}, 3, {}, {})", recipe.height, recipe.width);
-        let text = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}");
-        // Of a fixed length, so that the number can be filled in at the end.
-        let mut bytes = b"\x93NUMPY\x01\x00\x76\x00".to_vec();
-        bytes.extend(format!("{text:<117}\n").into_bytes());
-        bytes
-    };
+    let header = |n: usize| npy_header(&[n, 3, recipe.height, recipe.width]);
     file.write_all(&header(0)).with_context(failed)?;
     let mut n = 0;
-    let len = recipe.tensor_len();
-    each_clip(clips, model, FRAMES, told, &mut |clip, tensors, _| {
-        if is_held_out(clip.id.0) {
-            return Ok(());
+    each_clip(clips, model, FRAMES, &|clip| picked.calibrates(clip), told, &mut |_, tensors, of_clip| {
+        for value in tensors {
+            file.write_all(&value.to_le_bytes()).with_context(failed)?;
         }
-        for tensor in tensors.chunks(len).take(MOST_CALIBRATION - n) {
-            for value in tensor {
-                file.write_all(&value.to_le_bytes()).with_context(failed)?;
-            }
-            n += 1;
-        }
+        n += of_clip;
         Ok(())
     })?;
     let mut file = file.into_inner().map_err(|e| e.into_error()).with_context(failed)?;
@@ -231,22 +226,23 @@ struct Compared {
 /// Holds int8 against fp32: of the image tower's vectors and the joint ones, whichever is worse.
 fn compare(
     model: &Model,
+    made: &Path,
     clips: &ClipList,
+    picked: Picked,
     libraries: &Libraries,
     told: &mut dyn FnMut(&str),
 ) -> Result<Compared> {
     let fp32 = reference(libraries);
     let int8 = Engine { precision: Precision::Int8, ..fp32 };
-    let open = |engine| ImageTower::open(model, Opening { engine, threads: 1 }, libraries);
-    let mut towers = [open(fp32)?, open(int8)?];
+    let [fp32, int8] = [fp32, int8].map(|engine| Opening { engine, threads: 1 });
+    let mut towers =
+        [ImageTower::open(model, fp32, libraries)?, ImageTower::open_file(made, model, int8, libraries)?];
     let space = JointSpace::open(model)?;
     let mut cpu_s = [0.0; 2];
     let mut vectors = [[Vec::new(), Vec::new()], [Vec::new(), Vec::new()]];
     let mut n_frames = 0;
-    each_clip(clips, model, FRAMES, told, &mut |clip, tensors, n| {
-        if !is_held_out(clip.id.0) || n_frames + n > MOST_HELD_OUT {
-            return Ok(());
-        }
+    let is_held_out = |clip| picked.is_held_out(clip);
+    each_clip(clips, model, FRAMES, &is_held_out, told, &mut |_, tensors, n| {
         n_frames += n;
         for ((tower, vectors), cpu_s) in towers.iter_mut().zip(&mut vectors).zip(&mut cpu_s) {
             let cpu = cpu_seconds();
@@ -293,16 +289,34 @@ fn overlap(a: &[f32], b: &[f32], dim: usize) -> f64 {
     same as f64 / (n * TOP.min(n - 1)) as f64
 }
 
-fn copy_folder(from: &Path, to: &Path) -> Result<()> {
-    fs::create_dir_all(to).with_context(|| format!("cannot create {}", to.display()))?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        if entry.file_type()?.is_file() {
-            let target = to.join(entry.file_name());
-            fs::copy(entry.path(), &target).with_context(|| format!("cannot write {}", target.display()))?;
+/// Where quantizing works: on the disk of the models, which has room for them; memory may not have. One at a
+/// time, so that what a killed one left is known for that, and goes.
+struct Scratch {
+    folder: PathBuf,
+    _lock: fs::File,
+}
+
+impl Scratch {
+    fn open(home: &Home, told: &mut dyn FnMut(&str)) -> Result<Self> {
+        let folder = home.folder().join(".quantize");
+        let failed = || format!("cannot write to {}", folder.display());
+        let lock = fs::File::create(home.folder().join(".quantize.lock")).with_context(failed)?;
+        if lock.try_lock().is_err() {
+            told("another clipmill is quantizing; waiting for it");
+            lock.lock().with_context(failed)?;
         }
+        if folder.exists() {
+            fs::remove_dir_all(&folder).with_context(failed)?;
+        }
+        fs::create_dir_all(&folder).with_context(failed)?;
+        Ok(Self { folder, _lock: lock })
     }
-    Ok(())
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
 }
 
 #[cfg(test)]

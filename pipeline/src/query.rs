@@ -23,7 +23,7 @@ use stages::{
 
 use crate::{
     config::{recorded_reading, recorded_sampling},
-    record::Record,
+    record::{self, INT8_FORM, Record},
     samples::through,
 };
 
@@ -128,6 +128,13 @@ impl Searcher {
             Encode::open(&settings, &self.libraries)
         };
         let own = self.record.engine;
+        if self.record.identity.get(INT8_FORM) != record::int8_form(&self.model, own)?.as_ref() {
+            bail!(
+                "{} was indexed with another int8 form of {}: its vectors cannot be compared",
+                self.folder.display(),
+                self.record.model
+            );
+        }
         let stand_in = reference(&self.libraries);
         open(own).or_else(|e| {
             if own == stand_in {

@@ -1,6 +1,6 @@
 //! `run.json`: what a run is and how it went; and whether a folder holds another run.
 
-use std::{fs, io::Write as _, path::Path};
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,7 @@ use stages::{
         network::{Backend, Engine, Precision},
         quantized::{hash_file, image_file},
     },
+    files::write_whole,
     index::schema::SCHEMA_VERSION,
     model::{JointKind, Model},
 };
@@ -77,9 +78,8 @@ impl Record {
         identity.insert("model hash".into(), model_hash.clone().into());
         identity.insert("preprocessing hash".into(), preprocess_hash.clone().into());
         identity.insert("engine".into(), engine.to_string().into());
-        if engine.precision == Precision::Int8 {
-            let form = image_file(model, engine.precision).and_then(|file| hash_file(&file))?;
-            identity.insert("int8 form".into(), form.into());
+        if let Some(form) = int8_form(model, *engine)? {
+            identity.insert(INT8_FORM.into(), form);
         }
         identity.insert("columns of the manifest".into(), clips.extra_columns().join(", ").into());
         Ok(Self {
@@ -177,15 +177,22 @@ impl Record {
 
     /// Writes `run.json`, whole or not at all.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        let partial = folder.join("run.json.partial");
-        let mut file =
-            fs::File::create(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
-        let text = serde_json::to_string_pretty(self)?;
-        file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", partial.display()))?;
-        file.sync_all()?;
-        fs::rename(&partial, folder.join("run.json"))?;
-        Ok(())
+        let path = folder.join("run.json");
+        let text = serde_json::to_vec_pretty(self)?;
+        write_whole(&path, &text).with_context(|| format!("cannot write {}", path.display()))
     }
+}
+
+/// In the identity of runs by int8.
+pub const INT8_FORM: &str = "int8 form";
+
+/// The hash of a model's int8 form, if an engine computes by that.
+pub fn int8_form(model: &Model, engine: Engine) -> Result<Option<Value>> {
+    if engine.precision != Precision::Int8 {
+        return Ok(None);
+    }
+    let form = image_file(model, engine.precision).and_then(|file| hash_file(&file))?;
+    Ok(Some(form.into()))
 }
 
 /// Of runs that are older than the choice.
@@ -193,6 +200,7 @@ fn first_engine() -> Engine {
     Engine { backend: Backend::Onnx, precision: Precision::Fp32 }
 }
 
-fn unix_now() -> u64 {
+/// Seconds since 1970.
+pub fn unix_now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

@@ -185,15 +185,18 @@ fn work<S: Stage>(
     let mut out = Outlet { edge: output, blocked: Duration::ZERO, rejects: 0 };
     let mut ended = Ok(());
     loop {
-        let waiting = Instant::now();
+        let (waiting, mut idle) = (Instant::now(), Duration::ZERO);
         let flow = match input.recv_within(IDLE_AFTER)? {
             Some(flow) => flow,
             None => {
+                let (working, blocked_before) = (Instant::now(), out.blocked);
                 stage.idle(&mut out)?;
+                add_busy(meter, working, out.blocked - blocked_before);
+                idle += working.elapsed();
                 input.recv()?
             }
         };
-        meter.starved_ns += waiting.elapsed().as_nanos() as u64;
+        meter.starved_ns += (waiting.elapsed() - idle).as_nanos() as u64;
         let Some(flow) = flow else { break };
         let (working, blocked_before) = (Instant::now(), out.blocked);
         let done = match flow {

@@ -15,33 +15,32 @@ use stages::{
 /// Sees a clip's frames: their tensors and number.
 pub type See<'a> = dyn FnMut(&ClipRef, &[f32], usize) -> Result<()> + 'a;
 
-/// Shows `see` every clip with its frames' tensors, `count` frames from the middles of equal parts. Clips
-/// that do not decode are told and left out; none left is an error.
+/// Shows `see` every clip that `pick` takes by its number, with its frames' tensors: `count` from the middles
+/// of equal parts. Clips that do not decode are told and left out; none left is an error.
 pub fn each_clip(
     clips: &ClipList,
     model: &Model,
     count: u32,
+    pick: &dyn Fn(u64) -> bool,
     told: &mut dyn FnMut(&str),
     see: &mut See<'_>,
 ) -> Result<()> {
     let recipe = model.recipe();
     let len = recipe.tensor_len();
-    // A batch holds all frames of a clip.
-    let settings = Settings { batch_frames: count as usize, ..Settings::new(Sampling::Count(count), recipe) };
-    let mut decode = Decode::open(settings);
+    let mut decode = Decode::open(Settings::new(Sampling::Count(count), recipe));
     let mut n_seen = 0;
-    for (i, entry) in clips.iter()?.enumerate() {
+    for (entry, i) in clips.iter()?.zip(0..).filter(|(_, i)| pick(*i)) {
         let entry = entry?;
-        let clip = ClipRef { id: ClipId(i as u64), path: entry.path, label: entry.label, extra: entry.extra };
+        let clip = ClipRef { id: ClipId(i), path: entry.path, label: entry.label, extra: entry.extra };
         let clip = Arc::new(clip);
         let loaded: Result<Vec<EncodedClip>> = through(&mut Load::open(), vec![clip.clone()]);
         match loaded.and_then(|loaded| through(&mut decode, loaded)) {
             Ok(batches) => {
-                for batch in batches.iter().filter(|batch| batch.n_frames() > 0) {
-                    let n = batch.n_frames();
-                    see(&clip, &batch.tensors[..n * len], n)?;
-                    n_seen += 1;
-                }
+                // A slow clip comes in several.
+                let filled = batches.iter().flat_map(|b| &b.tensors[..b.n_frames() * len]);
+                let tensors: Vec<f32> = filled.copied().collect();
+                see(&clip, &tensors, tensors.len() / len)?;
+                n_seen += 1;
             }
             Err(e) => told(&format!("left out: {e:#}")),
         }

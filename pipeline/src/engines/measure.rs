@@ -49,7 +49,13 @@ pub struct Task<'a> {
 /// Rates of a task, batch by batch.
 pub fn rates(task: &Task<'_>, libraries: &Libraries) -> Result<Vec<Rate>> {
     let tensors = pictures::tensors(&task.model.recipe())?;
-    task.batches.iter().map(|batch| rate(task, *batch, &tensors, libraries)).collect()
+    let rate = |batch: &usize| rate(task, *batch, &tensors, libraries);
+    // A network may be made for batches of one size.
+    let (good, mut bad): (Vec<_>, Vec<_>) = task.batches.iter().map(rate).partition(Result::is_ok);
+    match bad.pop() {
+        Some(e) if good.is_empty() => e.map(|_| Vec::new()),
+        _ => good.into_iter().collect(),
+    }
 }
 
 fn rate(task: &Task<'_>, batch: usize, tensors: &[f32], libraries: &Libraries) -> Result<Rate> {
@@ -88,14 +94,13 @@ fn rate(task: &Task<'_>, batch: usize, tensors: &[f32], libraries: &Libraries) -
 
 /// The built-in pictures' vectors: the image tower's, then the joint ones, all of unit length.
 pub fn vectors(model: &Model, opening: Opening, libraries: &Libraries) -> Result<[Vec<f32>; 2]> {
-    const BATCH: usize = 8;
     let tensors = pictures::tensors(&model.recipe())?;
     let mut tower = ImageTower::open(model, opening, libraries)?;
     let space = JointSpace::open(model)?;
     let (mut images, mut joint) = (Vec::new(), Vec::new());
-    for tensors in tensors.chunks(BATCH * model.recipe().tensor_len()) {
-        let encoded = tower.encode(tensors, BATCH)?;
-        joint.extend(space.project(&encoded, BATCH)?);
+    for tensor in tensors.chunks(model.recipe().tensor_len()) {
+        let encoded = tower.encode(tensor, 1)?;
+        joint.extend(space.project(&encoded, 1)?);
         images.extend(encoded.embeddings);
     }
     images.chunks_mut(model.card.image.dim).for_each(normalize);

@@ -8,19 +8,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
-use rustix::fs::{FlockOperation, flock};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use stages::{
     encode::{
-        network::{Backend, Engine, Libraries, Precision, reference},
+        network::{Backend, Engine, Libraries, Precision, RTEN, check, reference},
         quantized::{Quantized, hash_file},
     },
+    files::write_whole,
     model::{Home, Model},
 };
 
-use super::measure::{Rate, cosines, read_vectors};
-use super::pictures::N_PICTURES;
+use super::{
+    measure::{Rate, cosines, read_vectors},
+    pictures::N_PICTURES,
+};
+use crate::record::unix_now;
 
 /// Raised when older measurements are not to be believed any more.
 const ROUTINE: u32 = 1;
@@ -30,6 +33,8 @@ const BATCHES: [usize; 5] = [1, 2, 4, 8, 16];
 const SECONDS: f64 = 0.25;
 /// A measurement that takes longer has hung.
 const DEADLINE: Duration = Duration::from_secs(300);
+/// A failure may have had a passing cause, such as full memory: after a day it is tried again.
+const FORGIVEN_AFTER_S: u64 = 86_400;
 
 /// What was measured of a model on this machine.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -47,6 +52,8 @@ pub struct Row {
     pub engine: Engine,
     /// What it does, or why it cannot.
     pub found: std::result::Result<Found, String>,
+    /// When that was, in seconds since 1970.
+    pub unix: u64,
     /// Sessions and threads that were compared, with images a second by the clock.
     pub layouts: Vec<Layout>,
 }
@@ -66,6 +73,8 @@ pub struct Found {
 /// Sessions at work at once, and threads in each.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Layout {
+    /// Images of a batch.
+    pub batch: usize,
     /// Sessions.
     pub sessions: usize,
     /// Threads of each.
@@ -104,15 +113,29 @@ impl<'a> Measured<'a> {
         let key = blake3::hash(machine.join("\n").as_bytes()).to_hex();
         let name = format!("{}-{}.json", model.card.name, &key[..16]);
         let path = home.folder().join("engines").join(name);
-        // A table that cannot be read is as good as none.
-        let read = fs::read_to_string(&path).ok().and_then(|text| serde_json::from_str(&text).ok());
-        let table = read.unwrap_or_else(|| Table { machine, rows: Vec::new() });
-        Ok(Self { model, libraries, program, path, table })
+        let mut measured =
+            Self { model, libraries, program, path, table: Table { machine, rows: Vec::new() } };
+        measured.read();
+        Ok(measured)
     }
 
-    /// Whether a row is known.
+    /// Takes over what is remembered. A table that cannot be read is as good as none.
+    fn read(&mut self) {
+        let read = fs::read_to_string(&self.path).ok().and_then(|text| serde_json::from_str(&text).ok());
+        let Some(Table { rows, .. }) = read else { return };
+        let is_stale =
+            |row: &Row| row.found.is_err() && unix_now().saturating_sub(row.unix) > FORGIVEN_AFTER_S;
+        self.table.rows = rows.into_iter().filter(|row| !is_stale(row)).collect();
+    }
+
+    /// What is known of an engine.
     pub fn row(&self, engine: Engine) -> Option<&Row> {
         self.table.rows.iter().find(|row| row.engine == engine)
+    }
+
+    /// Forgets failures.
+    pub fn forgive(&mut self) {
+        self.table.rows.retain(|row| row.found.is_ok());
     }
 
     /// Measures those engines that are not known, and the reference that they are held against.
@@ -120,10 +143,11 @@ impl<'a> Measured<'a> {
         if engines.iter().all(|engine| self.row(*engine).is_some()) {
             return Ok(());
         }
-        let _lock = self.lock();
-        let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
+        let scratch = self.scratch()?;
+        // Another process may have measured while this one waited for its turn.
+        self.read();
         let reference = reference(self.libraries);
-        let reference_vectors = scratch.path().join("reference");
+        let reference_vectors = scratch.join("reference");
         // Where it is wanted itself, it is measured with the others, first.
         if engines.first() != Some(&reference) || self.row(reference).is_some() {
             self.child(reference, &reference_vectors, &[1], 0.0, (1, 1))
@@ -133,18 +157,18 @@ impl<'a> Measured<'a> {
             if self.row(*engine).is_some() {
                 continue;
             }
-            let own = scratch.path().join("own");
+            let own = scratch.join("own");
             let own = if *engine == reference { &reference_vectors } else { &own };
             let found = self.child(*engine, own, &BATCHES, SECONDS, (1, 1)).and_then(|rates| {
-                let (mean_cosine, least_cosine) = self.nearness(&reference_vectors, own)?;
+                let (mean_cosine, least_cosine) = self.nearness(*engine, &reference_vectors, own)?;
                 Ok(Found { rates, mean_cosine, least_cosine })
             });
             let found = found.map_err(|e| format!("{e:#}"));
-            let row = Row { engine: *engine, found, layouts: Vec::new() };
+            let row = Row { engine: *engine, found, unix: unix_now(), layouts: Vec::new() };
             told(&line(&row));
             self.table.rows.push(row);
+            self.write();
         }
-        self.write();
         Ok(())
     }
 
@@ -152,27 +176,23 @@ impl<'a> Measured<'a> {
     pub fn measure_layouts(&mut self, engine: Engine, batch: usize, cores: usize) -> Result<Vec<Layout>> {
         let known = |row: &&mut Row| row.engine == engine;
         let model = self.model;
-        if let Some(row) = self.row(engine).filter(|row| !row.layouts.is_empty()) {
-            return Ok(row.layouts.clone());
+        let known_layouts = self.row(engine).map(|row| row.layouts.clone()).unwrap_or_default();
+        let own: Vec<Layout> = known_layouts.iter().copied().filter(|layout| layout.batch == batch).collect();
+        if !own.is_empty() {
+            return Ok(own);
         }
         let mut shapes = vec![(cores, 1), (1, cores)];
         if cores >= 8 {
             shapes.insert(1, (cores / 4, 4));
         }
         shapes.dedup();
-        let _lock = self.lock();
-        let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
+        let scratch = self.scratch()?;
         let mut layouts = Vec::new();
         for (sessions, threads) in shapes {
             // One that fails, for lack of memory say, is not chosen.
-            match self.child(
-                engine,
-                &scratch.path().join("own"),
-                &[batch],
-                2.0 * SECONDS,
-                (sessions, threads),
-            ) {
+            match self.child(engine, &scratch.join("own"), &[batch], 2.0 * SECONDS, (sessions, threads)) {
                 Ok(rates) => layouts.extend(rates.first().map(|rate| Layout {
+                    batch,
                     sessions,
                     threads,
                     per_wall_s: rate.per_wall_s,
@@ -181,7 +201,7 @@ impl<'a> Measured<'a> {
             }
         }
         if let Some(row) = self.table.rows.iter_mut().find(known) {
-            row.layouts = layouts.clone();
+            row.layouts = [known_layouts, layouts.clone()].concat();
             self.write();
         }
         Ok(layouts)
@@ -198,7 +218,7 @@ impl<'a> Measured<'a> {
     ) -> Result<Vec<Rate>> {
         let Some(program) = self.program else {
             let name = &self.model.card.name;
-            bail!("the engines were not measured here yet\nhint: clipmill doctor --measure {name}");
+            bail!("what runs {name} was not measured here yet\nhint: clipmill doctor --measure");
         };
         let list: Vec<String> = batches.iter().map(usize::to_string).collect();
         let mut child = Command::new(program)
@@ -231,7 +251,7 @@ impl<'a> Measured<'a> {
         serde_json::from_slice(&output.stdout).context("its figures cannot be read")
     }
 
-    fn nearness(&self, reference: &Path, own: &Path) -> Result<(f64, f64)> {
+    fn nearness(&self, engine: Engine, reference: &Path, own: &Path) -> Result<(f64, f64)> {
         let dim = self.model.card.image.dim;
         let (reference, own) = (read_vectors(reference, dim)?, read_vectors(own, dim)?);
         let pairs = reference.iter().zip(&own).map(|(a, b)| cosines(a, b, N_PICTURES));
@@ -239,26 +259,43 @@ impl<'a> Measured<'a> {
             let (a, b) = (a?, b?);
             Some((a.0.min(b.0), a.1.min(b.1)))
         });
-        nearness.flatten().ok_or_else(|| anyhow!("its vectors are of another size"))
+        let mut near = nearness.flatten().ok_or_else(|| anyhow!("its vectors are of another size"))?;
+        if engine.precision == Precision::Int8
+            && let Some(held_out) = Quantized::read(self.model)?
+        {
+            // The user's own frames have seen it, too.
+            near = (near.0.min(held_out.mean_cosine), near.1.min(held_out.least_cosine));
+        }
+        ensure!(near.0.is_finite() && near.1.is_finite(), "its vectors are no numbers");
+        Ok(near)
     }
 
-    /// One process measures at a time, where a lock can be had: two would slow one another.
-    fn lock(&self) -> Option<fs::File> {
-        let folder = self.path.parent()?;
-        fs::create_dir_all(folder).ok()?;
-        let file = fs::File::create(folder.join("lock")).ok()?;
-        flock(&file, FlockOperation::LockExclusive).ok()?;
-        Some(file)
+    /// A folder to measure in, by one process at a time: two would slow one another. What a killed one left
+    /// in it goes.
+    fn scratch(&self) -> Result<Scratch> {
+        let folder = self.path.parent().map(|folder| folder.join("scratch"));
+        let own = || -> std::io::Result<Scratch> {
+            let folder = folder.ok_or(std::io::ErrorKind::NotFound)?;
+            fs::create_dir_all(folder.parent().unwrap_or(&folder))?;
+            let lock = fs::File::create(folder.with_file_name("lock"))?;
+            lock.lock()?;
+            if folder.exists() {
+                fs::remove_dir_all(&folder)?;
+            }
+            fs::create_dir_all(&folder)?;
+            Ok(Scratch::Own(folder, lock))
+        };
+        // A data folder that cannot be written is no reason not to run.
+        own().or_else(|e| {
+            let elsewhere = tempfile::tempdir().map(Scratch::Elsewhere);
+            elsewhere.with_context(|| format!("cannot write to {} ({e}) nor", self.path.display()))
+        })
     }
 
     /// Remembers the table; a folder that cannot be written only costs measuring again.
     fn write(&self) {
-        let aside = self.path.with_extension(format!("{}.partial", std::process::id()));
-        let written = serde_json::to_string_pretty(&self.table)
-            .map_err(std::io::Error::from)
-            .and_then(|text| fs::write(&aside, text))
-            .and_then(|()| fs::rename(&aside, &self.path));
-        if let Err(e) = written {
+        let text = serde_json::to_vec_pretty(&self.table).map_err(std::io::Error::from);
+        if let Err(e) = text.and_then(|text| write_whole(&self.path, &text)) {
             tracing::warn!("cannot remember the measured engines in {}: {e}", self.path.display());
         }
     }
@@ -271,13 +308,11 @@ pub fn candidates(model: &Model, libraries: &Libraries) -> Vec<Engine> {
     let backends = [Some(reference.backend), libraries.openvino.as_ref().map(|_| Backend::Openvino)];
     let mut engines = vec![reference];
     for backend in backends.into_iter().flatten() {
-        let precisions = [
-            (Precision::Fp32, true),
-            (Precision::Bf16, backend == Backend::Openvino && has_bf16()),
-            (Precision::Int8, has_int8 && backend != Backend::Rten),
-        ];
-        let own = precisions.into_iter().filter(|(_, is_here)| *is_here);
-        engines.extend(own.map(|(precision, _)| Engine { backend, precision }));
+        let own = [Precision::Fp32, Precision::Bf16, Precision::Int8]
+            .into_iter()
+            .filter(|precision| has_int8 || *precision != Precision::Int8)
+            .map(|precision| Engine { backend, precision });
+        engines.extend(own.filter(|engine| check(*engine, libraries).is_ok()));
     }
     engines.dedup();
     engines
@@ -287,7 +322,7 @@ pub fn candidates(model: &Model, libraries: &Libraries) -> Vec<Engine> {
 pub fn line(row: &Row) -> String {
     let engine = row.engine.to_string();
     match &row.found {
-        Err(reason) => format!("{engine:<14} {}", reason.lines().next().unwrap_or_default()),
+        Err(reason) => format!("{engine:<14} {}", reason.replace('\n', "; ")),
         Ok(found) => {
             let (batch, rate) = found.best().map_or((0, 0.0), |best| (best.batch, best.per_cpu_s));
             format!(
@@ -312,8 +347,20 @@ fn machine(model: &Model, libraries: &Libraries) -> Result<Vec<String>> {
         let bytes = fs::metadata(library).map_or(0, |meta| meta.len());
         lines.push(format!("{} version {version}, {bytes} bytes", library.display()));
     }
+    lines.push(RTEN.to_owned());
+    // OpenVINO is many libraries, the first of which may stay when others change.
+    let beside = libraries.openvino.as_ref().and_then(|library| fs::read_dir(library.parent()?).ok());
+    let mut parts: Vec<String> = beside
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| Some(format!("{:?} {}", entry.file_name(), entry.metadata().ok()?.len())))
+        .collect();
+    parts.sort();
+    lines.push(parts.join(", "));
     if let Some(quantized) = Quantized::read(model)? {
-        lines.push(format!("int8 {}", hash_file(&model.file(&quantized.file)).unwrap_or_default()));
+        let form = hash_file(&model.file(&quantized.file)).unwrap_or_default();
+        lines.push(format!("int8 {form}, {} {}", quantized.mean_cosine, quantized.least_cosine));
     }
     Ok(lines)
 }
@@ -337,14 +384,26 @@ fn cpu() -> String {
     )
 }
 
-/// Whether the CPU multiplies bf16; without, OpenVINO would compute in fp32 all the same.
-fn has_bf16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        is_x86_feature_detected!("avx512bf16")
+/// See [`Measured::scratch`].
+enum Scratch {
+    /// In the data folder, with its lock.
+    Own(PathBuf, #[expect(dead_code, reason = "held, not read")] fs::File),
+    Elsewhere(tempfile::TempDir),
+}
+
+impl Scratch {
+    fn join(&self, name: &str) -> PathBuf {
+        match self {
+            Self::Own(folder, _) => folder.join(name),
+            Self::Elsewhere(folder) => folder.path().join(name),
+        }
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        false
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Self::Own(folder, _) = self {
+            let _ = fs::remove_dir_all(folder);
+        }
     }
 }

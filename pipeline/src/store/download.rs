@@ -13,13 +13,15 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use sha2::{Digest as _, Sha256};
-use stages::model::{Hub, HubFile};
+use stages::{
+    files::write_whole,
+    model::{Hub, HubFile},
+};
 
 use super::{
     hub::{Client, Got, Rest, Trouble},
     meter::{Meter, megabytes},
     pins::{hash_of, hex},
-    staging::write_whole,
 };
 
 /// Longest pause between attempts.
@@ -190,7 +192,8 @@ impl Transfer {
         }
         self.stated = answer.sha256;
         if answer.validator != self.validator {
-            write_whole(&self.tag, answer.validator.as_deref().unwrap_or_default().as_bytes())?;
+            write_whole(&self.tag, answer.validator.as_deref().unwrap_or_default().as_bytes())
+                .with_context(|| format!("cannot write {}", self.tag.display()))?;
             self.validator = answer.validator;
         }
         let most = answer.total.or(file.size);

@@ -19,7 +19,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use stages::model::{self, Card, Home, Hub, Model};
+use stages::{
+    encode::quantized,
+    model::{self, Card, Home, Hub, Model},
+};
 
 use download::{Fetched, Pin};
 use hub::{Base, Client, Patience};
@@ -51,12 +54,14 @@ enum Source {
 impl Source {
     fn find(what: &str) -> Result<Self> {
         let path = Path::new(what);
-        if path.join("model.toml").is_file() {
+        // A known name is that, whatever the current folder holds; `./NAME` is a folder.
+        let is_known = model::known().iter().any(|(card, _)| card.name == what);
+        if !is_known && path.join("model.toml").is_file() {
             return Ok(Self::Folder(path.to_owned()));
         }
         let text = if path.extension().is_some_and(|e| e == "toml") {
             fs::read_to_string(path).with_context(|| format!("model card {what}"))?
-        } else if path.is_dir() {
+        } else if !is_known && path.is_dir() {
             bail!("{what} is no model: it has no model.toml");
         } else {
             let known = model::known();
@@ -119,8 +124,9 @@ fn fill(staging: &Staging, model: &Model, request: &Request) -> Result<()> {
         if let Some(wanted) = wanted.get(file).filter(|wanted| **wanted != sha256) {
             bail!("{}: sha256 is {sha256}, wanted {wanted}", from.display());
         }
-        // The card may be edited, and the bank is made anew.
-        if file != "model.toml" && Some(file) != card.joint.bank.as_ref() {
+        // The card may be edited; the bank and the int8 form are made anew.
+        let is_derived = Some(file) == card.joint.bank.as_ref() || quantized::FILES.contains(&file.as_str());
+        if file != "model.toml" && !is_derived {
             found.insert(file, &sha256);
         }
     }

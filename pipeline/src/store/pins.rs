@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, fs, io::Read, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 use sha2::{Digest as _, Sha256};
-use stages::model::{Card, hub::is_sha256};
+use stages::{
+    files::write_whole,
+    model::{Card, hub::is_sha256},
+};
 
 /// Its name.
 pub const FILE: &str = "pins.toml";
@@ -38,7 +41,7 @@ impl Pins {
     /// Writes them whole.
     pub fn write(&self, path: &Path) -> Result<()> {
         let text = format!("{HEAD}{}", toml::to_string(&self.0)?);
-        super::staging::write_whole(path, text.as_bytes())
+        write_whole(path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// The card's own pins win.

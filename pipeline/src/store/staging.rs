@@ -5,13 +5,15 @@
 
 use std::{
     fs::{self, File},
-    io::Write as _,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, bail};
-use stages::model::{Card, Home, Model};
+use stages::{
+    files::write_whole,
+    model::{Card, Home, Model, card::check_name},
+};
 
 /// A model's folder on its way in. No other process works on it.
 pub struct Staging {
@@ -94,7 +96,8 @@ impl Staging {
         let path = self.path("model.toml")?;
         if fs::read_to_string(&path).ok().as_deref() != Some(card) {
             self.clear()?;
-            write_whole(&path, card.as_bytes())?;
+            write_whole(&path, card.as_bytes())
+                .with_context(|| format!("cannot write {}", path.display()))?;
         }
         Ok(())
     }
@@ -167,15 +170,6 @@ pub fn remove(home: &Home, name: &str) -> Result<&'static str> {
     Ok(told)
 }
 
-/// A name that is one plain part of a path, and not hidden.
-fn check_name(name: &str) -> Result<()> {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '+');
-    if name.is_empty() || name.starts_with('.') || !name.chars().all(is_plain) {
-        bail!("{name:?} is no model's name: that has letters, digits and . - _ + and starts with no point");
-    }
-    Ok(())
-}
-
 /// Takes a folder's name away, so that it is gone at once however long deleting takes.
 fn set_aside(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -194,20 +188,6 @@ fn delete(path: &Path) -> Result<()> {
 
 fn make_folder(path: &Path) -> Result<()> {
     fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))
-}
-
-/// Writes a small file, whole or not at all.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(&partial)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&partial, path)
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Names of files are on the disk only when their folder is.

@@ -7,14 +7,14 @@ use kernels::picture::Reading;
 
 use super::{FrameSink, StreamEnd, filling::Filling, surface::Surface, watch::Progress};
 use crate::{
-    item::{ClipRef, FrameBatch, FrameInfo},
+    item::{ClipRef, FrameInfo},
     stage::{Closed, Reason},
 };
 
 /// What crosses from the decoder's thread to the worker's.
 pub(super) enum Event {
-    /// A full batch.
-    Batch(FrameBatch),
+    /// A full batch waits to be taken.
+    Full,
     /// The clip's end.
     End(Box<Finished>),
 }
@@ -70,9 +70,10 @@ impl FrameSink for Converter {
             return Ok(());
         }
         self.n_sampled += 1;
-        let full = batch.take_full();
+        let is_full = batch.has_full();
         drop(batch);
-        full.map_or(Ok(()), |batch| self.events.send(Event::Batch(batch)).map_err(|_| Closed))
+        // The channel is short: a worker that waits on its edge holds the decoder.
+        if is_full { self.events.send(Event::Full).map_err(|_| Closed) } else { Ok(()) }
     }
 
     fn end(&mut self, stream: StreamEnd, result: Result<(), Reason>) {
@@ -120,11 +121,17 @@ mod tests {
         let mut hung = converter(0);
         assert!(hung.frame(info, &surface).is_ok());
         let mut next = converter(1);
-        // It wakes while the next clip is decoded.
+        // It wakes while the next clip is decoded, and can do no harm any more.
         assert!(hung.frame(info, &surface).is_err());
         assert!(next.frame(info, &surface).is_ok());
-        let Ok(Event::Batch(batch)) = received.try_recv() else { panic!("the batch is full") };
+        assert!(matches!(received.try_recv(), Ok(Event::Full)));
+        let batch = filling.lock().take().unwrap();
         let parts: Vec<(u64, usize)> = batch.parts.iter().map(|p| (p.clip.id.0, p.frames.len())).collect();
         assert_eq!(parts, [(0, 1), (1, 1)]);
+        // One whose worker has left when it fills a batch takes nothing with it.
+        assert!(next.frame(info, &surface).is_ok());
+        drop(received);
+        assert!(next.frame(info, &surface).is_err());
+        assert_eq!(filling.lock().take_any().map(|batch| batch.n_frames()), Some(2));
     }
 }

@@ -3,6 +3,7 @@
 //! Frames of many short clips share a batch, so that the encoder runs full; nothing is copied on the way.
 
 use std::{
+    collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -15,6 +16,7 @@ use kernels::{
 use super::surface::Surface;
 use crate::{
     item::{ClipEnd, ClipRef, FrameBatch, FrameInfo, Part},
+    stage::{Closed, Emit},
     tensors::{TensorBuffer, TensorPool},
 };
 
@@ -33,7 +35,10 @@ pub(super) struct Batch {
     parts: Vec<Part>,
     tensors: TensorBuffer,
     n_frames: usize,
-    /// When the first frame came in.
+    /// Batches that are full, until the worker takes them: whatever becomes of a decoder's thread, the
+    /// frames of other clips in them are not lost with it.
+    full: VecDeque<FrameBatch>,
+    /// When the first part came in.
     since: Instant,
     /// Whose frames are taken; see [`Filling::turn`].
     turn: u64,
@@ -50,6 +55,7 @@ impl Filling {
             parts: Vec::new(),
             tensors: TensorBuffer::default(),
             n_frames: 0,
+            full: VecDeque::new(),
             since: Instant::now(),
             turn: 0,
         })))
@@ -68,12 +74,27 @@ impl Filling {
     }
 }
 
+impl Filling {
+    /// Sends on what is full or has waited long, and tells whether that was anything.
+    pub(super) fn send_on(&self, out: &mut dyn Emit<FrameBatch>) -> Result<bool, Closed> {
+        let mut is_any = false;
+        loop {
+            // Not held while the edge may block.
+            let taken = self.lock().take();
+            let Some(batch) = taken else { return Ok(is_any) };
+            out.emit(batch)?;
+            is_any = true;
+        }
+    }
+}
+
 impl Batch {
     pub(super) fn is_turn(&self, turn: u64) -> bool {
         self.turn == turn
     }
 
-    /// Converts a picture into the next place, or says why that cannot be.
+    /// Converts a picture into the next place, or says why that cannot be. A batch that is full by it
+    /// waits to be taken.
     pub(super) fn push(
         &mut self,
         clip: &Arc<ClipRef>,
@@ -89,11 +110,12 @@ impl Batch {
         let place = &mut tensors[at..at + *tensor_len];
         surface
             .with_picture(reading, |picture| preprocessor.run(picture, place).map_err(|e| e.to_string()))??;
-        if self.n_frames == 0 {
-            self.since = Instant::now();
-        }
         self.n_frames += 1;
         self.part(clip).frames.push(info);
+        if self.n_frames == self.capacity {
+            let batch = self.close();
+            self.full.extend(batch);
+        }
         Ok(())
     }
 
@@ -103,6 +125,9 @@ impl Batch {
     }
 
     fn part(&mut self, clip: &Arc<ClipRef>) -> &mut Part {
+        if self.parts.is_empty() {
+            self.since = Instant::now();
+        }
         if self.parts.last().is_none_or(|part| part.clip.id != clip.id) {
             self.parts.push(Part { clip: clip.clone(), frames: Vec::new(), end: None });
         }
@@ -110,18 +135,22 @@ impl Batch {
         &mut self.parts[last]
     }
 
-    /// The batch, if it is full.
-    pub(super) fn take_full(&mut self) -> Option<FrameBatch> {
-        if self.n_frames == self.capacity { self.take() } else { None }
+    pub(super) fn has_full(&self) -> bool {
+        !self.full.is_empty()
     }
 
-    /// The batch, if it has waited long.
-    pub(super) fn take_old(&mut self) -> Option<FrameBatch> {
-        if self.n_frames > 0 && self.since.elapsed() >= PATIENCE { self.take() } else { None }
-    }
-
-    /// The batch, if there is anything in it.
+    /// A batch that is full, or has waited long.
     pub(super) fn take(&mut self) -> Option<FrameBatch> {
+        let is_old = self.since.elapsed() >= PATIENCE;
+        self.full.pop_front().or_else(|| if is_old { self.close() } else { None })
+    }
+
+    /// A batch, if there is anything in it.
+    pub(super) fn take_any(&mut self) -> Option<FrameBatch> {
+        self.full.pop_front().or_else(|| self.close())
+    }
+
+    fn close(&mut self) -> Option<FrameBatch> {
         if self.parts.is_empty() {
             return None;
         }

@@ -250,6 +250,8 @@ impl Stage for Decode {
     type Out = FrameBatch;
 
     fn process(&mut self, item: EncodedClip, out: &mut dyn Emit<FrameBatch>) -> Result<(), StageError> {
+        // Of what came before, an end may be left that no further frame drives out.
+        self.filling.send_on(out)?;
         let clip = item.clip.clone();
         let reject = |reason| Rejection { clip: clip.clone(), stage: "decode", reason };
         let finished = match self.decode(&item, out) {
@@ -290,7 +292,8 @@ impl Stage for Decode {
     }
 
     fn finish(&mut self, out: &mut dyn Emit<FrameBatch>) -> Result<(), StageError> {
-        let last = self.filling.lock().take();
+        self.filling.send_on(out)?;
+        let last = self.filling.lock().take_any();
         Ok(last.map_or(Ok(()), |batch| out.emit(batch))?)
     }
 }
@@ -319,22 +322,16 @@ impl Running<'_> {
     fn forward(mut self, out: &mut dyn Emit<FrameBatch>, mut watch: Watch) -> Result<Finished, Stopped> {
         loop {
             match watch.recv(&self.events) {
-                Ok(Some(Event::Batch(batch))) => {
-                    out.emit(batch).map_err(Stopped::Closed)?;
-                    watch.rest();
-                }
-                Ok(Some(Event::End(finished))) => return Ok(*finished),
-                Ok(None) => {
-                    // Frames of a slow clip, and of those before it, do not wait for its next ones.
-                    let old = self.filling.lock().take_old();
-                    if let Some(batch) = old {
-                        out.emit(batch).map_err(Stopped::Closed)?;
+                // Frames of a slow clip, and of those before it, do not wait for its next ones either.
+                Ok(Some(Event::Full) | None) => {
+                    if self.filling.send_on(out).map_err(Stopped::Closed)? {
                         watch.rest();
                     }
                 }
+                Ok(Some(Event::End(finished))) => return Ok(*finished),
                 Err(silence) => {
-                    self.events = crossbeam_channel::never();
                     self.filling.turn();
+                    self.events = crossbeam_channel::never();
                     if let Some(decoding) = self.decoding.take() {
                         abandon(decoding);
                     }

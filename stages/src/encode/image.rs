@@ -1,5 +1,7 @@
 //! The image tower: tensors to the outputs of its network.
 
+use std::path::Path;
+
 use anyhow::{Context as _, Result, bail};
 
 use super::{
@@ -23,9 +25,14 @@ pub struct ImageTower {
 impl ImageTower {
     /// Opens the tower and checks that it has the inputs and outputs of the card.
     pub fn open(model: &Model, opening: Opening, libraries: &Libraries) -> Result<Self> {
-        let image = &model.card.image;
         let file = super::quantized::image_file(model, opening.engine.precision)?;
-        let network = network::open(&file, opening, libraries)
+        Self::open_file(&file, model, opening, libraries)
+    }
+
+    /// Opens another form of the tower.
+    pub fn open_file(file: &Path, model: &Model, opening: Opening, libraries: &Libraries) -> Result<Self> {
+        let image = &model.card.image;
+        let network = network::open(file, opening, libraries)
             .with_context(|| format!("model {} by {}", model.card.name, opening.engine))?;
         let (inputs, outputs) = network.names();
         require(&image.file, "input", &inputs, [&image.input])?;

@@ -1,11 +1,14 @@
 //! The space in which pictures and words meet.
 
-use std::{fs, io::Write as _, path::Path};
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 
 use super::{Encoded, network::Libraries, text::TextEncoder};
-use crate::model::{JointKind, Model};
+use crate::{
+    files::{NPY_MAGIC, npy_header, write_whole},
+    model::{JointKind, Model},
+};
 
 /// From the engine's outputs to unit vectors of the joint space.
 pub struct JointSpace {
@@ -150,26 +153,11 @@ pub fn build_bank(model: &Model, libraries: &Libraries) -> Result<usize> {
     Ok(n)
 }
 
-const NPY_MAGIC: &[u8] = b"\x93NUMPY\x01\x00";
-
-/// Writes rows of f32 as NumPy's format 1.0, whole or not at all.
+/// Writes rows of f32 as NumPy's format, whole or not at all.
 fn write_npy(path: &Path, values: &[f32], dim: usize) -> std::io::Result<()> {
-    let mut header =
-        format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}, {dim}), }}", values.len() / dim);
-    // The data starts at a multiple of 64 bytes.
-    while !(NPY_MAGIC.len() + 2 + header.len() + 1).is_multiple_of(64) {
-        header.push(' ');
-    }
-    header.push('\n');
-    let mut bytes = NPY_MAGIC.to_vec();
-    bytes.extend((header.len() as u16).to_le_bytes());
-    bytes.extend(header.as_bytes());
+    let mut bytes = npy_header(&[values.len() / dim, dim]);
     bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
-    let temporary = path.with_extension("partial");
-    let mut file = fs::File::create(&temporary)?;
-    file.write_all(&bytes)?;
-    file.sync_all()?;
-    fs::rename(temporary, path)
+    write_whole(path, &bytes)
 }
 
 /// Reads what [`write_npy`] wrote.

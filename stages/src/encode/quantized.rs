@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::network::Precision;
-use crate::model::Model;
+use crate::{files::write_whole, model::Model};
 
 /// `int8.json` beside the model's card: which file, made of what, and how near it comes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -35,6 +35,9 @@ pub struct Quantized {
 /// Name of the record.
 const RECORD: &str = "int8.json";
 
+/// Names of what `model quantize` adds to a model's folder.
+pub const FILES: [&str; 2] = ["int8.onnx", RECORD];
+
 impl Quantized {
     /// Reads the record of a model, if it has one.
     pub fn read(model: &Model) -> Result<Option<Self>> {
@@ -51,16 +54,13 @@ impl Quantized {
 
     /// Puts `made` into the model's folder under a name of its own, then the record.
     pub fn install(&self, model: &Model, made: &Path) -> Result<()> {
-        let target = model.file(&self.file);
-        let aside = target.with_extension("partial");
-        fs::copy(made, &aside).with_context(|| format!("cannot write {}", aside.display()))?;
-        fs::File::open(&aside)?.sync_all()?;
-        fs::rename(&aside, &target)?;
-        let record = model.file(RECORD);
-        let aside = record.with_extension("partial");
-        fs::write(&aside, serde_json::to_string_pretty(self)?)
-            .with_context(|| format!("cannot write {}", aside.display()))?;
-        Ok(fs::rename(&aside, &record)?)
+        let bytes = fs::read(made).with_context(|| format!("cannot read {}", made.display()))?;
+        let record = serde_json::to_vec_pretty(self)?;
+        for (name, bytes) in [(self.file.as_str(), &bytes), (RECORD, &record)] {
+            let path = model.file(name);
+            write_whole(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
     }
 
     /// Whether it was made of the image tower as it is now.

@@ -181,6 +181,7 @@ impl Card {
 
     fn check(&self) -> Result<()> {
         let Self { image, text, joint, .. } = self;
+        check_name(&self.name)?;
         if let Some(text) = text {
             let pairs = text.vocab.is_some() && text.merges.is_some();
             let kinds = [text.tokenizer.is_some(), pairs, text.sentencepiece.is_some()];
@@ -243,6 +244,15 @@ pub(super) fn check_inside(file: &str) -> Result<()> {
     let is_inside = Path::new(file).components().all(|part| matches!(part, Component::Normal(_)));
     if file.is_empty() || !is_inside {
         bail!("{file:?} is no path below the model's folder");
+    }
+    Ok(())
+}
+
+/// A name that is one plain part of a path, and not hidden.
+pub fn check_name(name: &str) -> Result<()> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '+');
+    if name.is_empty() || name.starts_with('.') || !name.chars().all(is_plain) {
+        bail!("{name:?} is no model's name: that has letters, digits and . - _ + and starts with no point");
     }
     Ok(())
 }

@@ -110,7 +110,8 @@ impl Model {
             hasher.update_reader(file).with_context(|| format!("cannot read {}", path.display()))?;
         }
         let mut rule = format!("{:?} {:?} {} {:?}", joint.kind, joint.top, image.embedding, image.logits);
-        if joint.kind == JointKind::Concepts {
+        // Left out where they change nothing, so that older runs stay what they are.
+        if joint.centre || joint.temperature.is_some() {
             rule += &format!(" {:?} {}", joint.temperature, joint.centre);
         }
         hasher.update(rule.as_bytes());

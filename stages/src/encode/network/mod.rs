@@ -88,6 +88,8 @@ impl FromStr for Engine {
 pub struct Libraries {
     /// ONNX Runtime; loading it may still fail.
     pub onnxruntime: PathBuf,
+    /// Whether the user named it, so that nothing stands in for it.
+    pub is_named: bool,
     /// An ONNX Runtime with OpenVINO's provider beside it, if installed.
     pub openvino: Option<PathBuf>,
 }
@@ -96,12 +98,19 @@ impl Libraries {
     /// Those of the data folder.
     pub fn find(home: &Home) -> Self {
         let openvino = home.folder().join("openvino/libonnxruntime.so");
-        Self { onnxruntime: home.onnxruntime(), openvino: openvino.is_file().then_some(openvino) }
+        Self {
+            onnxruntime: home.onnxruntime(),
+            is_named: std::env::var_os("ORT_DYLIB_PATH").is_some_and(|path| !path.is_empty()),
+            openvino: openvino.is_file().then_some(openvino),
+        }
     }
 }
 
 /// What to do where it is wanted and missing.
 const NO_OPENVINO: &str = "OpenVINO is not installed\nhint: `make setup` installs it on x86-64";
+
+/// The release of rten that is built in, by its major and minor number.
+pub const RTEN: &str = "rten 0.27";
 
 /// How a network is opened.
 #[derive(Clone, Copy, Debug)]
@@ -149,8 +158,36 @@ pub trait Network {
     fn run(&mut self, feeds: &[Feed<'_>], outputs: &[&str]) -> Result<Vec<Array>>;
 }
 
+/// Whether an engine can be had here, or why not. An engine that would compute in other numbers than its
+/// name says cannot.
+pub fn check(engine: Engine, libraries: &Libraries) -> Result<()> {
+    match (engine.backend, engine.precision) {
+        (Backend::Openvino, _) if libraries.openvino.is_none() => bail!(NO_OPENVINO),
+        (Backend::Openvino, Precision::Bf16) if !has_bf16() => {
+            bail!("{engine}: this CPU does not multiply bf16")
+        }
+        (Backend::Onnx, Precision::Bf16) | (Backend::Rten, Precision::Bf16 | Precision::Int8) => {
+            bail!("there is no {engine}: onnx computes in fp32 and int8, rten in fp32, openvino in all three")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether the CPU multiplies bf16; without, OpenVINO computes in fp32 all the same.
+fn has_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        is_x86_feature_detected!("avx512bf16")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
 /// Opens the network of `file`.
 pub fn open(file: &Path, opening: Opening, libraries: &Libraries) -> Result<Box<dyn Network>> {
+    check(opening.engine, libraries)?;
     Ok(match opening.engine.backend {
         Backend::Rten => Box::new(rten::RtenNetwork::open(file, opening.threads)?),
         Backend::Onnx | Backend::Openvino => Box::new(onnx::OnnxNetwork::open(file, opening, libraries)?),
@@ -166,15 +203,23 @@ pub fn open_reference(file: &Path, threads: usize, libraries: &Libraries) -> Res
 /// The engine that others are held against, as far as this machine has it. Binds this process to no
 /// library.
 pub fn reference(libraries: &Libraries) -> Engine {
-    let is_here = kernels::onnxruntime::version(&libraries.onnxruntime).is_some();
-    let backend = if is_here { Backend::Onnx } else { Backend::Rten };
+    let version = kernels::onnxruntime::version(&libraries.onnxruntime);
+    let is_usable = version.is_some_and(|version| is_new_enough(&version));
+    let backend = if is_usable || libraries.is_named { Backend::Onnx } else { Backend::Rten };
     Engine { backend, precision: Precision::Fp32 }
+}
+
+/// Whether a version has the API that we call: 1.24 or newer.
+fn is_new_enough(version: &str) -> bool {
+    let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= (1, 24)
 }
 
 /// What runs an engine, with its version, for records.
 pub fn runtime(engine: Engine, libraries: &Libraries) -> Result<String> {
+    check(engine, libraries)?;
     Ok(match (engine.backend, &libraries.openvino) {
-        (Backend::Rten, _) => "rten 0.27".into(),
+        (Backend::Rten, _) => RTEN.into(),
         (Backend::Openvino, Some(library)) => {
             format!("OpenVINO in onnxruntime {}", version(library)?)
         }
@@ -208,5 +253,13 @@ mod tests {
             assert_eq!(text.parse::<Engine>().unwrap().to_string(), text);
         }
         assert!("onnx".parse::<Engine>().is_err());
+    }
+
+    #[test]
+    fn old_libraries_are_known_by_their_version() {
+        for (version, is_new) in [("1.24.1", true), ("1.31.1", true), ("2.0.0", true), ("1.14.0", false)] {
+            assert_eq!(is_new_enough(version), is_new, "{version}");
+        }
+        assert!(!is_new_enough("of unknown version"));
     }
 }

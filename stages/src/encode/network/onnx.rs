@@ -51,7 +51,6 @@ pub(super) struct OnnxNetwork {
 impl OnnxNetwork {
     pub(super) fn open(file: &Path, opening: Opening, libraries: &Libraries) -> Result<Self> {
         let environment = match (opening.engine.backend, &libraries.openvino) {
-            (Backend::Openvino, None) => bail!(super::NO_OPENVINO),
             (Backend::Openvino, Some(library)) => environment(library, false)?,
             _ => environment(&libraries.onnxruntime, true)?,
         };
