@@ -63,7 +63,14 @@ fn engines_are_measured_once_and_remembered() {
     let site = Site::new();
     make_at(&site.path("clips/a.avi"), &Clip::counting(MPEG4_AVI));
     let home = home(&site, "home", &["lib", "openvino"]);
-    let first = run_at(&site, &home, &AUTO).expect(0).says(&["measuring once", "onnx fp32", "CPU second"]);
+    let first = run_at(&site, &home, &AUTO).expect(0).says(&[
+        "measuring once",
+        "onnx fp32",
+        "CPU second",
+        "tiny by ",
+        " a batch",
+    ]);
+    assert!(site.record()["portions"]["batch"].as_u64() > Some(0));
     if has_openvino() {
         assert!(first.stderr.contains("openvino fp32"), "{}", first.stderr);
     }

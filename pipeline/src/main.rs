@@ -10,7 +10,7 @@ use pipeline::{
     config::{Config, Errors, Override},
     cross_check,
     doctor::{self, State},
-    engines::measure::{self, Task},
+    engines::measure::{self, Printed, Task},
     progress::eprint_line,
     query::{self, Query, Searcher},
     run::{self, Ended, Options, Unusable},
@@ -239,7 +239,8 @@ fn measure_engine(args: &EngineArgs) -> Result<()> {
     measure::write_vectors(&args.vectors, &measure::vectors(&model, opening, &libraries)?)?;
     let (sessions, batches, seconds) = (args.sessions, &args.batches[..], args.seconds);
     let rates = measure::rates(&Task { model: &model, opening, sessions, batches, seconds }, &libraries)?;
-    print(&serde_json::to_string(&rates)?);
+    let peak_mib = measure::kernel_mib("/proc/self/status", "VmHWM");
+    print(&serde_json::to_string(&Printed { rates, peak_mib })?);
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use stages::{
     model::{JointKind, Model},
 };
 
-use crate::{config::Config, runner::StageMeter};
+use crate::{config::Config, engines::Chosen, runner::StageMeter};
 
 /// `run.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -50,6 +50,9 @@ pub struct Record {
     /// What runs the model.
     #[serde(default = "first_engine")]
     pub engine: Engine,
+    /// The portions that it worked in, which no row depends on.
+    #[serde(default)]
+    pub portions: Option<Chosen>,
     /// The engine's libraries and their versions.
     pub runtime: String,
     /// The decoders' framework.
@@ -67,18 +70,19 @@ impl Record {
         config: &Config,
         model: &Model,
         clips: &ClipList,
-        engine: &Engine,
+        chosen: &Chosen,
         runtime: &str,
         limit: Option<u64>,
     ) -> Result<Self> {
         let model_hash = model.hash()?;
         let preprocess_hash = model.preprocess_hash(config.decode.reading);
+        let engine = chosen.engine;
         let mut identity = config.identity();
         identity.insert("schema version".into(), SCHEMA_VERSION.into());
         identity.insert("model hash".into(), model_hash.clone().into());
         identity.insert("preprocessing hash".into(), preprocess_hash.clone().into());
         identity.insert("engine".into(), engine.to_string().into());
-        if let Some(form) = int8_form(model, *engine)? {
+        if let Some(form) = int8_form(model, engine)? {
             identity.insert(INT8_FORM.into(), form);
         }
         identity.insert("columns of the manifest".into(), clips.extra_columns().join(", ").into());
@@ -96,7 +100,8 @@ impl Record {
             preprocess_hash,
             joint: if model.card.joint.kind == JointKind::Direct { "direct" } else { "concepts" }.into(),
             dim: model.card.joint.dim,
-            engine: *engine,
+            engine,
+            portions: Some(*chosen),
             runtime: runtime.to_owned(),
             gstreamer: gstreamer::version_string().into(),
             limit,

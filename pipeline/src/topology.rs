@@ -99,9 +99,10 @@ impl Opened {
         // A run that goes on keeps its engine, whatever would be chosen today.
         let recorded = Record::read(dir).ok().map(|record| record.engine);
         let chosen = choose(&config.encode.engine, recorded, &model, home, program, told)?;
+        told(&format!("{} by {chosen}", model.card.name));
         image_file(&model, chosen.engine.precision)?;
         let runtime = network::runtime(chosen.engine, &libraries)?;
-        let record = Record::new(&config, &model, &clips, &chosen.engine, &runtime, limit)?;
+        let record = Record::new(&config, &model, &clips, &chosen, &runtime, limit)?;
         record.check_folder(dir)?;
         fs::create_dir_all(dir).with_context(|| format!("output.dir: cannot create {}", dir.display()))?;
         let (ledger, standing) =

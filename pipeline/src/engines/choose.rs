@@ -1,8 +1,9 @@
 //! From what the settings want to what a run does.
 
-use std::path::Path;
+use std::{fmt, path::Path};
 
 use anyhow::{Context as _, Result, bail};
+use serde::{Deserialize, Serialize};
 use stages::{
     encode::network::{Backend, Engine, Libraries, Precision, check, reference},
     model::{Home, Model},
@@ -33,7 +34,7 @@ impl Wanted {
 }
 
 /// What encodes, and in what portions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chosen {
     /// The engine.
     pub engine: Engine,
@@ -43,6 +44,15 @@ pub struct Chosen {
     pub workers: usize,
     /// Threads of each.
     pub threads: usize,
+}
+
+impl fmt::Display for Chosen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { engine, batch, workers, threads } = self;
+        let many = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        let (sessions, threads) = (many(*workers, "session"), many(*threads, "thread"));
+        write!(f, "{engine}, {sessions} of {threads}, {} a batch", many(*batch, "frame"))
+    }
 }
 
 /// A gain less than this is not worth leaving fp32 and the plain library for.
@@ -112,7 +122,7 @@ pub fn choose(
                     chosen = Some(layout);
                 }
             }
-            chosen.map_or((cores, 1), |layout| (layout.sessions, layout.threads))
+            chosen.map_or((1, cores), |layout| (layout.sessions, layout.threads))
         }
     };
     Ok(Chosen { engine, batch, workers, threads })

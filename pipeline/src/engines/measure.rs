@@ -31,6 +31,23 @@ pub struct Rate {
     pub per_wall_s: f64,
 }
 
+/// What a process that measures prints.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Printed {
+    /// By the size of the batch.
+    pub rates: Vec<Rate>,
+    /// The most memory that the process held.
+    pub peak_mib: u64,
+}
+
+/// A line of the kernel's account in KiB, such as `VmHWM` of `/proc/self/status`, in MiB. 0 if it tells none.
+pub fn kernel_mib(file: &str, key: &str) -> u64 {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+    let kib = line.and_then(|line| line.trim().split(' ').next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) / 1024
+}
+
 /// What to measure.
 #[derive(Clone, Debug)]
 pub struct Task<'a> {

@@ -20,13 +20,13 @@ use stages::{
 };
 
 use super::{
-    measure::{Rate, cosines, read_vectors},
+    measure::{Printed, Rate, cosines, kernel_mib, read_vectors},
     pictures::N_PICTURES,
 };
 use crate::record::unix_now;
 
 /// Raised when older measurements are not to be believed any more.
-const ROUTINE: u32 = 1;
+const ROUTINE: u32 = 2;
 /// Batches that engines are measured with.
 const BATCHES: [usize; 5] = [1, 2, 4, 8, 16];
 /// Measured for so long, each batch.
@@ -68,6 +68,8 @@ pub struct Found {
     pub mean_cosine: f64,
     /// Least cosine.
     pub least_cosine: f64,
+    /// The most memory that a session took, with the program around it.
+    pub peak_mib: u64,
 }
 
 /// Sessions at work at once, and threads in each.
@@ -159,9 +161,10 @@ impl<'a> Measured<'a> {
             }
             let own = scratch.join("own");
             let own = if *engine == reference { &reference_vectors } else { &own };
-            let found = self.child(*engine, own, &BATCHES, SECONDS, (1, 1)).and_then(|rates| {
+            let found = self.child(*engine, own, &BATCHES, SECONDS, (1, 1)).and_then(|printed| {
                 let (mean_cosine, least_cosine) = self.nearness(*engine, &reference_vectors, own)?;
-                Ok(Found { rates, mean_cosine, least_cosine })
+                let Printed { rates, peak_mib } = printed;
+                Ok(Found { rates, mean_cosine, least_cosine, peak_mib })
             });
             let found = found.map_err(|e| format!("{e:#}"));
             let row = Row { engine: *engine, found, unix: unix_now(), layouts: Vec::new() };
@@ -186,12 +189,19 @@ impl<'a> Measured<'a> {
             shapes.insert(1, (cores / 4, 4));
         }
         shapes.dedup();
+        // Every session holds the model's weights. Half of what is free is for decoders and the page cache.
+        let free_mib = kernel_mib("/proc/meminfo", "MemAvailable") / 2;
+        let session_mib = self.row(engine).and_then(|row| Some(row.found.as_ref().ok()?.peak_mib));
+        let fits = |sessions: usize| {
+            sessions == 1 || free_mib == 0 || sessions as u64 * session_mib.unwrap_or(0) <= free_mib
+        };
+        shapes.retain(|(sessions, _)| fits(*sessions));
         let scratch = self.scratch()?;
         let mut layouts = Vec::new();
         for (sessions, threads) in shapes {
             // One that fails, for lack of memory say, is not chosen.
             match self.child(engine, &scratch.join("own"), &[batch], 2.0 * SECONDS, (sessions, threads)) {
-                Ok(rates) => layouts.extend(rates.first().map(|rate| Layout {
+                Ok(printed) => layouts.extend(printed.rates.first().map(|rate| Layout {
                     batch,
                     sessions,
                     threads,
@@ -215,7 +225,7 @@ impl<'a> Measured<'a> {
         batches: &[usize],
         seconds: f64,
         (sessions, threads): (usize, usize),
-    ) -> Result<Vec<Rate>> {
+    ) -> Result<Printed> {
         let Some(program) = self.program else {
             let name = &self.model.card.name;
             bail!("what runs {name} was not measured here yet\nhint: clipmill doctor --measure");
