@@ -63,50 +63,69 @@ pub struct Task<'a> {
     pub seconds: f64,
 }
 
-/// Rates of a task, batch by batch.
-pub fn rates(task: &Task<'_>, libraries: &Libraries) -> Result<Vec<Rate>> {
-    let tensors = pictures::tensors(&task.model.recipe())?;
-    let rate = |batch: &usize| rate(task, *batch, &tensors, libraries);
-    // A network may be made for batches of one size.
-    let (good, mut bad): (Vec<_>, Vec<_>) = task.batches.iter().map(rate).partition(Result::is_ok);
-    match bad.pop() {
-        Some(e) if good.is_empty() => e.map(|_| Vec::new()),
-        _ => good.into_iter().collect(),
-    }
+/// One session's runs of a batch.
+struct Runs {
+    n: usize,
+    /// Of the process, in the best run; with several sessions, that of the others is in it.
+    least_cpu_s: f64,
+    wall_s: f64,
 }
 
-fn rate(task: &Task<'_>, batch: usize, tensors: &[f32], libraries: &Libraries) -> Result<Rate> {
+/// Rates of a task, batch by batch. Sizes that the network refuses are left out, unless it refuses all.
+pub fn rates(task: &Task<'_>, libraries: &Libraries) -> Result<Vec<Rate>> {
     let len = task.model.recipe().tensor_len();
-    let input: Vec<f32> = tensors.iter().copied().cycle().take(batch * len).collect();
+    let most = task.batches.iter().copied().max().unwrap_or(0);
+    let tensors = pictures::tensors(&task.model.recipe())?;
+    let tensors: Vec<f32> = tensors.iter().copied().cycle().take(most * len).collect();
     let barrier = Barrier::new(task.sessions);
-    let session = || -> Result<(f64, f64, usize)> {
-        let tower = ImageTower::open(task.model, task.opening, libraries).and_then(|mut tower| {
-            // The first run prepares memory.
-            tower.encode(&input, batch)?;
-            Ok(tower)
-        });
-        barrier.wait();
-        let mut tower = tower?;
-        let started = Instant::now();
-        let (mut least_cpu_s, mut runs) = (f64::INFINITY, 0);
-        while runs < 2 || started.elapsed().as_secs_f64() < task.seconds {
-            let cpu = cpu_seconds();
-            tower.encode(&input, batch)?;
-            least_cpu_s = least_cpu_s.min(cpu_seconds() - cpu);
-            runs += 1;
-        }
-        Ok((least_cpu_s, started.elapsed().as_secs_f64(), runs))
+    let session = || -> Vec<Result<Runs>> {
+        let mut tower = ImageTower::open(task.model, task.opening, libraries);
+        let mut measure = |batch: usize| -> Result<Runs> {
+            let input = &tensors[..batch * len];
+            let mut encode = || match &mut tower {
+                Ok(tower) => tower.encode(input, batch).map(drop),
+                Err(e) => Err(anyhow!("{e:#}")),
+            };
+            // The first run prepares memory. All sessions meet here, whatever became of them.
+            let warm = encode();
+            barrier.wait();
+            warm?;
+            let started = Instant::now();
+            let mut runs = Runs { n: 0, least_cpu_s: f64::INFINITY, wall_s: 0.0 };
+            while runs.n < 2 || started.elapsed().as_secs_f64() < task.seconds {
+                let cpu = cpu_seconds();
+                encode()?;
+                runs.least_cpu_s = runs.least_cpu_s.min(cpu_seconds() - cpu);
+                runs.n += 1;
+            }
+            runs.wall_s = started.elapsed().as_secs_f64();
+            Ok(runs)
+        };
+        task.batches.iter().map(|batch| measure(*batch)).collect()
     };
-    let done: Vec<Result<(f64, f64, usize)>> = std::thread::scope(|scope| {
+    let of_sessions: Vec<Vec<Result<Runs>>> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..task.sessions).map(|_| scope.spawn(session)).collect();
-        let crashed = || Err(anyhow!("a session crashed"));
-        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| crashed())).collect()
-    });
-    let done: Vec<(f64, f64, usize)> = done.into_iter().collect::<Result<_>>()?;
-    // Of several sessions, each run's CPU time holds that of the others.
-    let least_cpu_s = done.iter().map(|(cpu_s, ..)| *cpu_s).fold(f64::INFINITY, f64::min);
-    let per_wall_s = done.iter().map(|(_, wall_s, runs)| (runs * batch) as f64 / wall_s).sum();
-    Ok(Rate { batch, per_cpu_s: batch as f64 / least_cpu_s, per_wall_s })
+        let joined =
+            threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a session crashed")));
+        joined.collect::<Result<_>>()
+    })?;
+    let mut rates = Vec::new();
+    let mut refused = None;
+    let mut of_sessions: Vec<_> = of_sessions.into_iter().map(Vec::into_iter).collect();
+    for batch in task.batches.iter().copied() {
+        match of_sessions.iter_mut().filter_map(Iterator::next).collect::<Result<Vec<Runs>>>() {
+            Ok(runs) => rates.push(Rate {
+                batch,
+                per_cpu_s: batch as f64 / runs.iter().map(|r| r.least_cpu_s).fold(f64::INFINITY, f64::min),
+                per_wall_s: runs.iter().map(|r| (r.n * batch) as f64 / r.wall_s).sum(),
+            }),
+            Err(e) => refused = Some(e),
+        }
+    }
+    match refused {
+        Some(e) if rates.is_empty() => Err(e),
+        _ => Ok(rates),
+    }
 }
 
 /// The built-in pictures' vectors: the image tower's, then the joint ones, all of unit length.
