@@ -47,7 +47,6 @@ pub struct Unusable(pub anyhow::Error);
 
 /// Runs to the end. Errors before the start are [`Unusable`]; later ones are faults.
 pub fn run(config: Config, options: Options) -> Result<Ended> {
-    let started = Instant::now();
     let folder: PathBuf = config.output_dir.clone();
     let Options { limit, quiet, program } = options;
     let mut told = |line: &str| {
@@ -61,6 +60,8 @@ pub fn run(config: Config, options: Options) -> Result<Ended> {
     let n_before = opened.standing().done.len() as u64;
     let stop = Stop::default();
     on_ctrl_c(&stop);
+    // What is done once a machine, such as measuring engines, is not this run's.
+    let started = Instant::now();
     let (running, mut record) = opened.start(stop.clone(), limit)?;
     let mut progress = Progress::new(listed, quiet);
     if n_before > 0 && !quiet {
