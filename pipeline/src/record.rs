@@ -126,27 +126,9 @@ impl Record {
         Ok(record)
     }
 
-    /// Refuses a folder that holds a run with other settings, or something else altogether.
+    /// Refuses a folder that holds a run with other settings.
     pub fn check_folder(&self, folder: &Path) -> Result<()> {
-        if !folder.exists() {
-            return Ok(());
-        }
-        if !folder.is_dir() {
-            bail!("output.dir: {} is a file, needs a folder", folder.display());
-        }
         if !folder.join("run.json").exists() {
-            // A run that died before its first `run.json` leaves these, and nothing in them.
-            const OURS: [&str; 5] = ["lock", "ledger", "frames", "clips", "run.json.partial"];
-            let is_begun = fs::metadata(folder.join("ledger")).is_ok_and(|ledger| ledger.len() > 0);
-            for entry in fs::read_dir(folder).with_context(|| format!("output.dir: {}", folder.display()))? {
-                let name = entry?.file_name().to_string_lossy().into_owned();
-                if is_begun || !OURS.contains(&name.as_str()) {
-                    bail!(
-                        "output.dir: {} is no run of clipmill but holds {name}\nhint: choose a new or empty folder",
-                        folder.display()
-                    );
-                }
-            }
             return Ok(());
         }
         let there = Self::read(folder)?;
@@ -186,6 +168,29 @@ impl Record {
         let text = serde_json::to_vec_pretty(self)?;
         write_whole(&path, &text).with_context(|| format!("cannot write {}", path.display()))
     }
+}
+
+/// Refuses an output folder that holds something else than a run.
+pub fn check_place(folder: &Path) -> Result<()> {
+    if !folder.exists() || folder.join("run.json").exists() {
+        return Ok(());
+    }
+    if !folder.is_dir() {
+        bail!("output.dir: {} is a file, needs a folder", folder.display());
+    }
+    // A run that died before its first `run.json` leaves these, and nothing in them.
+    const OURS: [&str; 5] = ["lock", "ledger", "frames", "clips", "run.json.partial"];
+    let is_begun = fs::metadata(folder.join("ledger")).is_ok_and(|ledger| ledger.len() > 0);
+    for entry in fs::read_dir(folder).with_context(|| format!("output.dir: {}", folder.display()))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if is_begun || !OURS.contains(&name.as_str()) {
+            bail!(
+                "output.dir: {} is no run of clipmill but holds {name}\nhint: choose a new or empty folder",
+                folder.display()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// In the identity of runs by int8.

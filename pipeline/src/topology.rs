@@ -39,7 +39,7 @@ use crate::{
     config::Config,
     edge::{Flow, Limits, Receiver, Sender, edge},
     engines::{Chosen, choose},
-    record::Record,
+    record::{Record, check_place},
     runner::{Runner, StageMeter},
     stop::Stop,
 };
@@ -96,6 +96,7 @@ impl Opened {
         JointSpace::open(&model)?;
         let libraries = Libraries::find(home);
         let dir = &config.output_dir;
+        check_place(dir)?;
         // A run that goes on keeps its engine, whatever would be chosen today.
         let recorded = Record::read(dir).ok().map(|record| record.engine);
         let chosen = choose(&config.encode.engine, recorded, &model, home, program, told)?;
