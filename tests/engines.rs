@@ -4,7 +4,7 @@ use std::{
     fs,
     os::unix::fs::symlink,
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -25,7 +25,7 @@ use support::{
     clips::{Clip, H264_MP4, MPEG4_AVI, make_at},
     decoding,
     onnx::write_image_model,
-    run::{Outcome, Site, Table, binary, outcome},
+    run::{LIMIT, Outcome, Site, Table, binary, outcome, wait},
 };
 
 const AUTO: [(&str, &str); 4] =
@@ -85,6 +85,26 @@ fn engines_are_measured_once_and_remembered() {
     let out = format!("{:?}", site.path("third"));
     let again = [&AUTO[..], &[("output.dir", &out)]].concat();
     run_at(&site, &home, &again).expect(0).says(&["measuring once"]);
+}
+
+#[test]
+fn of_two_runs_at_once_one_measures() {
+    let site = Site::new();
+    make_at(&site.path("clips/a.avi"), &Clip::counting(MPEG4_AVI));
+    let home = home(&site, "home", &["lib"]);
+    let start = |out: &str| {
+        let out_dir = format!("{:?}", site.path(out));
+        let config = site.config(&[&AUTO[..], &[("output.dir", &out_dir)]].concat());
+        let own = config.with_file_name(format!("{out}.toml"));
+        fs::rename(config, &own).unwrap();
+        let mut command = Command::new(binary());
+        command.arg("run").arg(own).env("CLIPMILL_HOME", &home).env_remove("ORT_DYLIB_PATH");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let children = ["one", "two"].map(start);
+    let told = children.map(|child| wait(child, LIMIT).expect(0).stderr);
+    let n_measured = told.iter().map(|t| t.matches("images a CPU second").count()).sum::<usize>();
+    assert_eq!(n_measured, 1, "{told:?}");
 }
 
 #[test]
