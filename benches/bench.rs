@@ -8,6 +8,11 @@ use std::{fs, path::PathBuf, process::Command};
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
+/// The program, built beside the benches: it measures engines in processes of its own.
+pub fn program() -> Option<PathBuf> {
+    Some(std::env::current_exe().ok()?.parent()?.parent()?.join("clipmill"))
+}
+
 /// One measured thing.
 #[derive(Clone, Debug, Serialize)]
 pub struct Case {

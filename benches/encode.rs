@@ -7,8 +7,8 @@
 
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
-use anyhow::{Result, anyhow};
-use benches::print;
+use anyhow::{Context as _, Result, anyhow};
+use benches::{print, program};
 use clap::Parser;
 use pipeline::{
     engines::{Wanted, choose},
@@ -20,6 +20,7 @@ use stages::{
         self, Encode, Encoder as _,
         image::ImageTower,
         network::{Backend, Libraries, Opening, Precision},
+        quantized::image_file,
     },
     item::{ClipId, ClipRef, EmbeddingBatch, FrameBatch, FrameInfo, Part, Pts},
     model::{Home, Model},
@@ -78,6 +79,17 @@ fn pixels(n: usize) -> Vec<f32> {
     (0..n).map(value).collect()
 }
 
+/// The one of `all` with this word.
+fn named<T: Copy>(all: &[T], word_of: fn(T) -> &'static str, word: &str) -> Result<T> {
+    let found = all.iter().copied().find(|one| word_of(*one) == word);
+    found.with_context(|| {
+        format!(
+            "{word} is neither auto nor one of {:?}",
+            all.iter().map(|one| word_of(*one)).collect::<Vec<_>>()
+        )
+    })
+}
+
 fn main() -> Result<()> {
     let args = Args::parse();
     let home = Home::from_env();
@@ -85,32 +97,28 @@ fn main() -> Result<()> {
     let wanted = Wanted {
         backend: match args.backend.as_str() {
             "auto" => None,
-            "onnx" | "onnxruntime" => Some(Backend::Onnx),
-            "openvino" | "openvino-ep" => Some(Backend::Openvino),
-            "rten" => Some(Backend::Rten),
-            other => return Err(anyhow!("unknown backend {other}")),
+            // As `peers/encode.py` names it.
+            "onnxruntime" => Some(Backend::Onnx),
+            word => Some(named(&Backend::ALL, Backend::word, word)?),
         },
         precision: match args.precision.as_str() {
             "auto" => None,
-            "fp32" => Some(Precision::Fp32),
-            "bf16" => Some(Precision::Bf16),
-            "int8" => Some(Precision::Int8),
-            other => return Err(anyhow!("unknown precision {other}")),
+            word => Some(named(&Precision::ALL, Precision::word, word)?),
         },
         batch: Some(args.batch),
         workers: Some(1),
         threads: Some(args.threads),
-        min_cosine: 0.995,
+        min_cosine: Wanted::MIN_COSINE,
     };
-    let program = std::env::current_exe()?.parent().and_then(|p| Some(p.parent()?.join("clipmill")));
-    let chosen = choose(&wanted, None, &model, &home, program.as_deref(), &mut |line| eprint_line(line))?;
+    let chosen = choose(&wanted, None, &model, &home, program().as_deref(), &mut eprint_line)?;
     let libraries = Libraries::find(&home);
     let opening = Opening { engine: chosen.engine, threads: args.threads };
     let n = args.batch;
     let tensors = pixels(n * model.recipe().tensor_len());
 
     let mut one: Box<dyn FnMut() -> Result<()>> = if args.stage {
-        let settings = encode::Settings { model: model.clone(), opening, keep_image_embedding: false };
+        let image = image_file(&model, opening.engine.precision)?;
+        let settings = encode::Settings { model: model.clone(), image, opening, keep_image_embedding: false };
         let mut stage = Encode::open(&settings, &libraries)?;
         let pool = TensorPool::new(tensors.len());
         let clip = Arc::new(ClipRef { id: ClipId(0), path: String::new(), label: None, extra: Vec::new() });

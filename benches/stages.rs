@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow};
-use benches::{Case, print, save};
+use benches::{Case, print, program, save};
 use clap::Parser;
 use pipeline::{
     config::{Config, Override},
@@ -21,7 +21,7 @@ use pipeline::{
 use stages::{
     clips::{ClipList, Label},
     decode::Decode,
-    encode::{Encode, network::Libraries},
+    encode::{Encode, network::Libraries, quantized::image_file},
     index::{self, Index, ledger::Ledger, schema::VectorShape, shard::Provenance},
     item::{
         ClipEnd, ClipId, ClipRef, EmbeddingBatch, EncodedClip, FileIdentity, FrameBatch, FrameInfo, Indexed,
@@ -29,7 +29,7 @@ use stages::{
     },
     load::Load,
     model::{Home, Model},
-    stage::Stage,
+    stage::{Kept, Stage},
     tensors::TensorPool,
 };
 
@@ -158,17 +158,7 @@ fn embedding_batches(clips: &[Arc<ClipRef>], counts: &[u32], dim: usize) -> Vec<
 }
 
 fn load_all(clips: &[Arc<ClipRef>]) -> Result<Vec<EncodedClip>> {
-    struct Keep(Vec<EncodedClip>);
-    impl stages::stage::Emit<EncodedClip> for Keep {
-        fn emit(&mut self, item: EncodedClip) -> Result<(), stages::stage::Closed> {
-            self.0.push(item);
-            Ok(())
-        }
-        fn reject(&mut self, _: stages::stage::Rejection) -> Result<(), stages::stage::Closed> {
-            Ok(())
-        }
-    }
-    let (mut load, mut kept) = (Load::open(), Keep(Vec::new()));
+    let (mut load, mut kept) = (Load::open(), Kept(Vec::new()));
     for clip in clips {
         load.process(clip.clone(), &mut kept)?;
     }
@@ -195,9 +185,8 @@ fn main() -> Result<()> {
     let mut cases = Vec::new();
 
     cases.push(alone("load", "clips", config.load.workers, refs.clone(), |_| 1, || Ok(Load::open()))?);
-    let program = std::env::current_exe()?.parent().and_then(|p| Some(p.parent()?.join("clipmill")));
     let wanted = &config.encode.engine;
-    let chosen = choose(wanted, None, &model, &home, program.as_deref(), &mut |line| eprint_line(line))?;
+    let chosen = choose(wanted, None, &model, &home, program().as_deref(), &mut eprint_line)?;
     let settings = decode_settings(&config, &model, chosen.batch);
     let loaded = load_all(&refs)?;
     let n_loaded = loaded.len();
@@ -223,7 +212,8 @@ fn main() -> Result<()> {
         .len()
         .min((2 << 30) / (n_frames as usize / refs.len().max(1) + 8) / (4 * model.recipe().tensor_len()));
     let batches = frame_batches(&refs[..few], &counts[..few], chosen.batch, model.recipe().tensor_len());
-    let (settings, libraries) = (encode_settings(&config, &model, &chosen), Libraries::find(&home));
+    let image = image_file(&model, chosen.engine.precision)?;
+    let (settings, libraries) = (encode_settings(&config, &model, image, &chosen), Libraries::find(&home));
     let rows = |b: &EmbeddingBatch| b.frames.len() as u64;
     cases.push(alone("encode", "frames", chosen.workers, batches, rows, move || {
         Encode::open(&settings, &libraries)
@@ -257,7 +247,7 @@ fn main() -> Result<()> {
     )?);
 
     let whole = Case::measure("the whole line", "clips", || {
-        run::run(config.clone(), Options { quiet: true, limit: None, program: program.clone() })?;
+        run::run(config.clone(), Options { quiet: true, limit: None, program: program() })?;
         Ok(n_loaded as u64)
     })?;
     let frames_a_clip = n_frames as f64 / refs.len() as f64;

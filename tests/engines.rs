@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::fs::symlink,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
@@ -25,14 +25,14 @@ use support::{
     clips::{Clip, H264_MP4, MPEG4_AVI, make_at},
     decoding,
     onnx::write_image_model,
-    run::{LIMIT, Outcome, Site, Table, binary, outcome, wait},
+    run::{LIMIT, Outcome, Site, Table, assert_near, binary, outcome, wait},
 };
 
 const AUTO: [(&str, &str); 4] =
     [("encode.backend", "\"auto\""), ("encode.batch", "0"), ("encode.workers", "0"), ("encode.threads", "0")];
 
 /// A data folder with these libraries of the installed one, and nothing remembered.
-fn home(site: &Site, name: &str, libraries: &[&str]) -> std::path::PathBuf {
+fn home(site: &Site, name: &str, libraries: &[&str]) -> PathBuf {
     let folder = site.path(name);
     fs::create_dir_all(&folder).unwrap();
     for library in libraries {
@@ -49,6 +49,12 @@ fn skip_openvino() {
     // There is none for other CPUs.
     let needed = if cfg!(target_arch = "x86_64") { "CLIPMILL_REQUIRE_MODEL" } else { "" };
     support::skip("OpenVINO is not installed; `make setup` does", needed);
+}
+
+/// The one table of a data folder.
+fn remembered(home: &Path) -> PathBuf {
+    let mut files = fs::read_dir(home.join("engines")).unwrap().map(|e| e.unwrap().path());
+    files.find(|p| p.extension().is_some_and(|e| e == "json")).unwrap()
 }
 
 /// Runs with another data folder.
@@ -79,8 +85,7 @@ fn engines_are_measured_once_and_remembered() {
     let second = run_at(&site, &home, &again).expect(0);
     assert!(!second.stderr.contains("measuring"), "{}", second.stderr);
     // A table that was damaged is measured anew.
-    let table = fs::read_dir(home.join("engines")).unwrap().map(|e| e.unwrap().path());
-    let table = table.into_iter().find(|p| p.extension().is_some_and(|e| e == "json")).unwrap();
+    let table = remembered(&home);
     fs::write(&table, "{").unwrap();
     let out = format!("{:?}", site.path("third"));
     let again = [&AUTO[..], &[("output.dir", &out)]].concat();
@@ -129,8 +134,7 @@ fn an_engine_that_fails_is_tried_again_another_day() {
     make_at(&site.path("clips/a.avi"), &Clip::counting(MPEG4_AVI));
     let home = home(&site, "home", &["lib"]);
     run_at(&site, &home, &AUTO).expect(0);
-    let table = fs::read_dir(home.join("engines")).unwrap().map(|e| e.unwrap().path());
-    let table = table.into_iter().find(|p| p.extension().is_some_and(|e| e == "json")).unwrap();
+    let table = remembered(&home);
     let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&table).unwrap()).unwrap();
     json["rows"][0]["found"] = serde_json::json!({"Err": "out of memory"});
     let mut run = |unix: u64, out: &str| {
@@ -195,10 +199,7 @@ fn openvino_gives_the_same_vectors_in_any_portion_and_a_run_keeps_it() {
     assert_eq!(one, run("\"openvino\"", "7", "2", "seven"));
     assert_eq!(one, run("\"openvino\"", "64", "1", "many"));
     let (ours, theirs) = (one.vectors("embedding"), run("\"onnx\"", "4", "1", "plain").vectors("embedding"));
-    for (a, b) in ours.iter().zip(&theirs) {
-        let dot: f32 = a.iter().zip(b).map(|(a, b)| a * b).sum();
-        assert!(dot > 0.999, "{dot}");
-    }
+    assert_near(&ours, &theirs, 0.999);
     // More clips, and nothing said of the engine: the run goes on with the one it has.
     make_at(&site.path("clips/c.avi"), &Clip::counting(MPEG4_AVI));
     let out_dir = format!("{:?}", site.path("one"));
@@ -237,10 +238,7 @@ fn without_any_library_rten_embeds() {
     let out = format!("{:?}", site.path("plain"));
     site.run(&[("output.dir", &out)]).expect(0);
     let theirs = Table::read(&site.path("plain"), "frames").sorted();
-    for (a, b) in ours.vectors("embedding").iter().zip(&theirs.vectors("embedding")) {
-        let dot: f32 = a.iter().zip(b).map(|(a, b)| a * b).sum();
-        assert!(dot > 0.999, "{dot}");
-    }
+    assert_near(&ours.vectors("embedding"), &theirs.vectors("embedding"), 0.999);
     // In other portions too.
     let out = format!("{:?}", site.path("portions"));
     let settings = [

@@ -6,7 +6,7 @@ use stages::model::Home;
 use support::{
     clips::{Clip, MPEG4_AVI, make_at},
     onnx::write_conv_model,
-    run::{Outcome, Site, Table, clipmill},
+    run::{Outcome, Site, Table, assert_near, clipmill},
 };
 
 /// A site with clips to calibrate with, unless this machine lacks the quantizer.
@@ -56,10 +56,7 @@ fn an_int8_form_is_made_measured_and_used() {
     assert_eq!(one, run("\"int8\"", "7", "seven"), "the batch changes no bit");
     let (ours, theirs) = (one.vectors("embedding"), run("\"fp32\"", "4", "plain").vectors("embedding"));
     assert_ne!(ours, theirs, "these are not the numbers of fp32");
-    for (a, b) in ours.iter().zip(&theirs) {
-        let dot: f32 = a.iter().zip(b).map(|(a, b)| a * b).sum();
-        assert!(dot > 0.9, "{dot}");
-    }
+    assert_near(&ours, &theirs, 0.9);
 
     // Another image tower makes it stale.
     let image = fs::read(site.path("model/image.onnx")).unwrap();

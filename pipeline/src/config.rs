@@ -170,15 +170,14 @@ impl Config {
             ahead_bytes: r.whole("decode.ahead_mib", Whole { default: 64, least: 1, most: 1 << 20 }) as usize
                 * MIB,
         };
-        let backend = r.choice("encode.backend", "auto", &["auto", "onnx", "openvino", "rten"]);
-        let precision = r.choice("encode.precision", "auto", &["auto", "fp32", "bf16", "int8"]);
+        let backend = auto_or(&mut r, "encode.backend", Runtime::ALL, Runtime::word);
+        let precision = auto_or(&mut r, "encode.precision", Precision::ALL, Precision::word);
         let given = |n: u64| (n > 0).then_some(n as usize);
         let encode = Encode {
             model: r.text("encode.model", Some("efficientnet-lite0-minilm")),
             engine: Wanted {
-                backend: [None, Some(Runtime::Onnx), Some(Runtime::Openvino), Some(Runtime::Rten)][backend],
-                precision: [None, Some(Precision::Fp32), Some(Precision::Bf16), Some(Precision::Int8)]
-                    [precision],
+                backend,
+                precision,
                 batch: given(r.whole("encode.batch", Whole { default: 0, least: 0, most: 1024 })),
                 workers: given(r.whole("encode.workers", many(0))),
                 threads: given(r.whole("encode.threads", many(0))),
@@ -237,6 +236,17 @@ pub fn recorded_reading(settings: &Map<String, Value>) -> Reading {
         _ => Matrix::Bt601,
     };
     Reading { unspecified, one_field: word("decode.fields") != "both" }
+}
+
+/// One of `all` by its word, or `auto`, the default, which leaves it open.
+fn auto_or<T: Copy, const N: usize>(
+    r: &mut Reader<'_>,
+    key: &str,
+    all: [T; N],
+    word: fn(T) -> &'static str,
+) -> Option<T> {
+    let words: Vec<&str> = std::iter::once("auto").chain(all.map(word)).collect();
+    r.choice(key, "auto", &words).checked_sub(1).map(|i| all[i])
 }
 
 fn label_rule(label: &str) -> Label {

@@ -10,7 +10,7 @@ use stages::{
     encode::{
         Encoder as _,
         image::ImageTower,
-        joint::{JointSpace, normalize},
+        joint::{JointSpace, unit_mean},
         network::{Engine, Libraries, Opening},
         text::TextEncoder,
     },
@@ -137,13 +137,10 @@ pub fn evaluate(task: &Task<'_>, libraries: &Libraries, told: &mut dyn FnMut(&st
             least_cosine: near.1,
         })
     };
-    let mut present = labels.clone();
-    present.sort_unstable();
-    present.dedup();
     Ok(Report {
         n_clips: labels.len(),
         n_classes: classes.len(),
-        n_present: present.len(),
+        n_present: present(&labels).len(),
         rows: contenders.iter().map(row).collect::<Result<_>>()?,
     })
 }
@@ -209,9 +206,7 @@ impl Scores {
         for n in counts {
             let (own, others) = rest.split_at(n * dim);
             rest = others;
-            let mut mean = vec![0.0; dim];
-            own.chunks(dim).for_each(|frame| mean.iter_mut().zip(frame).for_each(|(m, v)| *m += v));
-            normalize(&mut mean);
+            let mean = unit_mean(own.chunks(dim), dim);
             by_clip.push(words.iter().map(|word| dot(&mean, word)).collect());
             let nearest =
                 |word: &Vec<f32>| own.chunks(dim).map(|f| dot(f, word)).fold(f32::NEG_INFINITY, f32::max);
@@ -233,9 +228,6 @@ impl Scores {
 
 /// Mean, over the classes that clips have, of the precision at each of their clips in the ranking.
 fn mean_average_precision(scores: &[Vec<f32>], labels: &[usize]) -> f64 {
-    let mut present = labels.to_vec();
-    present.sort_unstable();
-    present.dedup();
     let average = |class: &usize| -> f64 {
         let mut order: Vec<usize> = (0..labels.len()).collect();
         order.sort_by(|a, b| scores[*b][*class].total_cmp(&scores[*a][*class]).then(a.cmp(b)));
@@ -248,7 +240,16 @@ fn mean_average_precision(scores: &[Vec<f32>], labels: &[usize]) -> f64 {
         }
         sum / f64::from(n_found)
     };
+    let present = present(labels);
     present.iter().map(average).sum::<f64>() / present.len() as f64
+}
+
+/// Each class that clips have, once.
+fn present(labels: &[usize]) -> Vec<usize> {
+    let mut present = labels.to_vec();
+    present.sort_unstable();
+    present.dedup();
+    present
 }
 
 /// The report as a table.

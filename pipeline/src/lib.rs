@@ -12,6 +12,7 @@
 //! - [`report`]: the stage table, the bottleneck, the last line;
 //! - [`run`](mod@run): the `run` command;
 //! - [`query`]: the `search` command;
+//! - [`scratch`]: a folder to work in, by one process at a time;
 //! - [`samples`]: frames of clips outside a run; [`evaluate`]: the `model eval` command; [`quantize`]: the
 //!   `model quantize` command;
 //! - [`cross_check`]: the `check --decode` command;
@@ -34,6 +35,7 @@ pub mod report;
 pub mod run;
 pub mod runner;
 pub mod samples;
+pub mod scratch;
 pub mod stop;
 pub mod store;
 pub mod topology;

@@ -23,7 +23,7 @@ use stages::{
     model::{Home, Model},
 };
 
-use crate::{engines::measure::cosines, run::cpu_seconds, samples::each_clip};
+use crate::{engines::measure::cosines, run::cpu_seconds, samples::each_clip, scratch::Scratch};
 
 /// Frames of a clip that are looked at.
 const FRAMES: u32 = 8;
@@ -68,12 +68,16 @@ pub fn quantize(task: &Task<'_>, home: &Home, told: &mut dyn FnMut(&str)) -> Res
     check_python(&task.python)?;
     let clips = ClipList::open(clips, Label::None)?;
     let picked = Picked::of(&clips);
-    let scratch = Scratch::open(home, told)?;
-    let [frames, made] = ["frames.npy", "int8.onnx"].map(|name| scratch.folder.join(name));
+    // On the disk of the models, which has room for frames and model; memory may not have.
+    let folder = home.folder().join(".quantize");
+    let failed = format!("cannot write to {}", folder.display());
+    let waits = || told("another clipmill is quantizing; waiting for it");
+    let scratch = Scratch::open(folder, &home.folder().join(".quantize.lock"), waits).context(failed)?;
+    let [frames, made] = ["frames.npy", "int8.onnx"].map(|name| scratch.path().join(name));
     let n = write_calibration(model, &clips, picked, &frames, told)?;
     told(&format!("{n} frames calibrate; quantizing"));
     let image = model.file(&model.card.image.file);
-    let Made { method, n_calibration } = run_script(task, &scratch.folder, &image, &made, &frames, told)?;
+    let Made { method, n_calibration } = run_script(task, scratch.path(), &image, &made, &frames, told)?;
 
     let libraries = Libraries::find(home);
     let name = &model.card.name;
@@ -287,36 +291,6 @@ fn overlap(a: &[f32], b: &[f32], dim: usize) -> f64 {
         })
         .sum();
     same as f64 / (n * TOP.min(n - 1)) as f64
-}
-
-/// Where quantizing works: on the disk of the models, which has room for them; memory may not have. One at a
-/// time, so that what a killed one left is known for that, and goes.
-struct Scratch {
-    folder: PathBuf,
-    _lock: fs::File,
-}
-
-impl Scratch {
-    fn open(home: &Home, told: &mut dyn FnMut(&str)) -> Result<Self> {
-        let folder = home.folder().join(".quantize");
-        let failed = || format!("cannot write to {}", folder.display());
-        let lock = fs::File::create(home.folder().join(".quantize.lock")).with_context(failed)?;
-        if lock.try_lock().is_err() {
-            told("another clipmill is quantizing; waiting for it");
-            lock.lock().with_context(failed)?;
-        }
-        if folder.exists() {
-            fs::remove_dir_all(&folder).with_context(failed)?;
-        }
-        fs::create_dir_all(&folder).with_context(failed)?;
-        Ok(Self { folder, _lock: lock })
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.folder);
-    }
 }
 
 #[cfg(test)]

@@ -11,8 +11,9 @@ use stages::{
     decode::{self, Decode, sample::Sampling},
     encode::{
         self, Encode,
-        joint::{JointSpace, normalize},
+        joint::{JointSpace, unit_mean},
         network::{Engine, Libraries, Opening, reference},
+        quantized::image_file,
         text::TextEncoder,
     },
     index::vectors::{Hit, search},
@@ -109,26 +110,22 @@ impl Searcher {
         let frames: Vec<FrameBatch> = through(&mut Decode::open(decode), loaded)?;
         let batches: Vec<EmbeddingBatch> = through(encode, frames)?;
         let dim = self.record.dim;
-        let mut mean = vec![0.0; dim];
-        for vector in batches.iter().flat_map(|b| b.embeddings.chunks(dim)) {
-            mean.iter_mut().zip(vector).for_each(|(m, v)| *m += v);
-        }
-        normalize(&mut mean);
-        Ok(mean)
+        Ok(unit_mean(batches.iter().flat_map(|b| b.embeddings.chunks(dim)), dim))
     }
 
     /// By the run's own engine, so that the same picture gives the same vector; on a machine without it by
     /// the reference, which is near.
     fn open_image(&self) -> Result<Encode> {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let open = |engine: Engine| {
+        let open = |engine: Engine, image: PathBuf| {
             let opening = Opening { engine, threads };
-            let settings =
-                encode::Settings { model: self.model.clone(), opening, keep_image_embedding: false };
+            let model = self.model.clone();
+            let settings = encode::Settings { model, image, opening, keep_image_embedding: false };
             Encode::open(&settings, &self.libraries)
         };
         let own = self.record.engine;
-        if self.record.identity.get(INT8_FORM) != record::int8_form(&self.model, own)?.as_ref() {
+        let image = image_file(&self.model, own.precision)?;
+        if self.record.identity.get(INT8_FORM) != record::int8_form(&image, own)?.as_ref() {
             bail!(
                 "{} was indexed with another int8 form of {}: its vectors cannot be compared",
                 self.folder.display(),
@@ -136,12 +133,12 @@ impl Searcher {
             );
         }
         let stand_in = reference(&self.libraries);
-        open(own).or_else(|e| {
+        open(own, image).or_else(|e| {
             if own == stand_in {
                 return Err(e);
             }
             tracing::warn!("the run's engine, {own}, does not open here; {stand_in} stands in: {e:#}");
-            open(stand_in)
+            open(stand_in, image_file(&self.model, stand_in.precision)?)
         })
     }
 }

@@ -9,7 +9,7 @@ use stages::{
     clips::ClipList,
     encode::{
         network::{Backend, Engine, Precision},
-        quantized::{hash_file, image_file},
+        quantized::hash_file,
     },
     files::write_whole,
     index::schema::SCHEMA_VERSION,
@@ -70,6 +70,7 @@ impl Record {
         config: &Config,
         model: &Model,
         clips: &ClipList,
+        image: &Path,
         chosen: &Chosen,
         runtime: &str,
         limit: Option<u64>,
@@ -82,7 +83,7 @@ impl Record {
         identity.insert("model hash".into(), model_hash.clone().into());
         identity.insert("preprocessing hash".into(), preprocess_hash.clone().into());
         identity.insert("engine".into(), engine.to_string().into());
-        if let Some(form) = int8_form(model, engine)? {
+        if let Some(form) = int8_form(image, engine)? {
             identity.insert(INT8_FORM.into(), form);
         }
         identity.insert("columns of the manifest".into(), clips.extra_columns().join(", ").into());
@@ -126,12 +127,17 @@ impl Record {
         Ok(record)
     }
 
-    /// Refuses a folder that holds a run with other settings.
-    pub fn check_folder(&self, folder: &Path) -> Result<()> {
-        if !folder.join("run.json").exists() {
-            return Ok(());
+    /// The record of the run in an output folder, if one is there. Refuses a folder that holds something else.
+    pub fn at(folder: &Path) -> Result<Option<Self>> {
+        if folder.join("run.json").exists() {
+            return Self::read(folder).map(Some);
         }
-        let there = Self::read(folder)?;
+        check_place(folder)?;
+        Ok(None)
+    }
+
+    /// Refuses to go on with the run that is `there` in `folder`, if that has other settings.
+    pub fn check_continues(&self, there: &Self, folder: &Path) -> Result<()> {
         let keys = there.identity.keys().chain(self.identity.keys());
         let mut differences: Vec<String> = keys
             .filter(|key| there.identity.get(*key) != self.identity.get(*key))
@@ -170,9 +176,9 @@ impl Record {
     }
 }
 
-/// Refuses an output folder that holds something else than a run.
-pub fn check_place(folder: &Path) -> Result<()> {
-    if !folder.exists() || folder.join("run.json").exists() {
+/// Refuses an output folder without a run that holds something else.
+fn check_place(folder: &Path) -> Result<()> {
+    if !folder.exists() {
         return Ok(());
     }
     if !folder.is_dir() {
@@ -196,13 +202,10 @@ pub fn check_place(folder: &Path) -> Result<()> {
 /// In the identity of runs by int8.
 pub const INT8_FORM: &str = "int8 form";
 
-/// The hash of a model's int8 form, if an engine computes by that.
-pub fn int8_form(model: &Model, engine: Engine) -> Result<Option<Value>> {
-    if engine.precision != Precision::Int8 {
-        return Ok(None);
-    }
-    let form = image_file(model, engine.precision).and_then(|file| hash_file(&file))?;
-    Ok(Some(form.into()))
+/// The hash of the image tower's form, if that is an int8 one.
+pub fn int8_form(image: &Path, engine: Engine) -> Result<Option<Value>> {
+    let is_int8 = engine.precision == Precision::Int8;
+    is_int8.then(|| Ok(hash_file(image)?.into())).transpose()
 }
 
 /// Of runs that are older than the choice.

@@ -6,7 +6,7 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -39,7 +39,7 @@ use crate::{
     config::Config,
     edge::{Flow, Limits, Receiver, Sender, edge},
     engines::{Chosen, choose},
-    record::{Record, check_place},
+    record::Record,
     runner::{Runner, StageMeter},
     stop::Stop,
 };
@@ -48,6 +48,7 @@ use crate::{
 pub struct Opened {
     config: Config,
     model: Model,
+    image: PathBuf,
     libraries: Libraries,
     chosen: Chosen,
     clips: ClipList,
@@ -96,20 +97,20 @@ impl Opened {
         JointSpace::open(&model)?;
         let libraries = Libraries::find(home);
         let dir = &config.output_dir;
-        check_place(dir)?;
+        let there = Record::at(dir)?;
         // A run that goes on keeps its engine, whatever would be chosen today.
-        let recorded = Record::read(dir).ok().map(|record| record.engine);
+        let recorded = there.as_ref().map(|record| record.engine);
         let chosen = choose(&config.encode.engine, recorded, &model, home, program, told)?;
         told(&format!("{} by {chosen}", model.card.name));
-        image_file(&model, chosen.engine.precision)?;
+        let image = image_file(&model, chosen.engine.precision)?;
         let runtime = network::runtime(chosen.engine, &libraries)?;
-        let record = Record::new(&config, &model, &clips, &chosen, &runtime, limit)?;
-        record.check_folder(dir)?;
+        let record = Record::new(&config, &model, &clips, &image, &chosen, &runtime, limit)?;
+        there.map_or(Ok(()), |there| record.check_continues(&there, dir))?;
         fs::create_dir_all(dir).with_context(|| format!("output.dir: cannot create {}", dir.display()))?;
         let (ledger, standing) =
             Ledger::open(dir).with_context(|| format!("output.dir: {}", dir.display()))?;
         record.write(dir)?;
-        Ok(Self { config, model, libraries, chosen, clips, ledger, standing, record })
+        Ok(Self { config, model, image, libraries, chosen, clips, ledger, standing, record })
     }
 
     /// How the run stood when it was opened.
@@ -124,7 +125,7 @@ impl Opened {
 
     /// Starts all threads.
     pub fn start(self, stop: Stop, limit: Option<u64>) -> Result<(Running, Record)> {
-        let Self { config, model, libraries, chosen, clips, ledger, standing, record } = self;
+        let Self { config, model, image, libraries, chosen, clips, ledger, standing, record } = self;
         let Config { load, decode, index, .. } = &config;
         let in_flight = |workers: usize| 2 * workers + 8;
         let mib = 1 << 20;
@@ -163,7 +164,7 @@ impl Opened {
         let settings = decode_settings(&config, &model, chosen.batch);
         runner
             .spawn("decode", decode.workers, loaded, to_encode, move || Ok(Decode::open(settings.clone())))?;
-        let settings = encode_settings(&config, &model, &chosen);
+        let settings = encode_settings(&config, &model, image, &chosen);
         runner.spawn("encode", chosen.workers, decoded, to_index, move || {
             Encode::open(&settings, &libraries)
         })?;
@@ -203,9 +204,10 @@ pub fn decode_settings(config: &Config, model: &Model, batch: usize) -> decode::
 }
 
 /// The encode stage's settings for a model.
-pub fn encode_settings(config: &Config, model: &Model, chosen: &Chosen) -> encode::Settings {
+pub fn encode_settings(config: &Config, model: &Model, image: PathBuf, chosen: &Chosen) -> encode::Settings {
     encode::Settings {
         model: model.clone(),
+        image,
         opening: Opening { engine: chosen.engine, threads: chosen.threads },
         keep_image_embedding: config.index.keep_image_embedding,
     }

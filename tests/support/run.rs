@@ -109,6 +109,16 @@ pub fn wait(mut child: Child, limit: Duration) -> Outcome {
     Outcome { code: child.wait().unwrap().code(), stdout: stdout.recv().unwrap(), stderr }
 }
 
+/// Fails unless each unit vector has a greater cosine than `least` to its counterpart.
+#[track_caller]
+pub fn assert_near(ours: &[Vec<f32>], theirs: &[Vec<f32>], least: f32) {
+    assert_eq!(ours.len(), theirs.len());
+    for (a, b) in ours.iter().zip(theirs) {
+        let dot: f32 = a.iter().zip(b).map(|(a, b)| a * b).sum();
+        assert!(dot > least, "{dot}");
+    }
+}
+
 /// A folder for one test, with a model in it.
 pub struct Site {
     folder: TempDir,

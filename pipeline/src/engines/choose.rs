@@ -5,7 +5,7 @@ use std::{fmt, path::Path};
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 use stages::{
-    encode::network::{Backend, Engine, Libraries, Precision, check, reference},
+    encode::network::{Backend, Engine, Libraries, Precision, check},
     model::{Home, Model},
 };
 
@@ -94,18 +94,16 @@ pub fn choose(
             bail!("no engine here computes in the wanted precision; here are: {}", here.join(", "));
         }
     };
-    let is_settled = wanted.batch.is_some() && (wanted.workers.is_some() && wanted.threads.is_some());
-    if let ([engine], true) = (engines.as_slice(), is_settled) {
-        let [batch, workers, threads] =
-            [wanted.batch, wanted.workers, wanted.threads].map(|n| n.unwrap_or(1));
-        return Ok(Chosen { engine: *engine, batch, workers, threads });
+    let settled = (engines.as_slice(), wanted.batch, wanted.workers, wanted.threads);
+    if let (&[engine], Some(batch), Some(workers), Some(threads)) = settled {
+        return Ok(Chosen { engine, batch, workers, threads });
     }
     let mut measured = Measured::open(model, home, &libraries, program)?;
     if engines.iter().any(|engine| measured.row(*engine).is_none()) {
         told(&format!("measuring once what runs {} best on this machine:", model.card.name));
         measured.measure(&engines, told)?;
     }
-    let engine = best(&measured, &engines, reference(&libraries), wanted)?;
+    let engine = best(&measured, &engines, all[0], wanted)?;
     let rates = measured.row(engine).and_then(|row| row.found.as_ref().ok()).and_then(|found| found.best());
     let batch = wanted.batch.or(rates.map(|rate| rate.batch)).unwrap_or(4);
     let (workers, threads) = match (wanted.workers, wanted.threads) {

@@ -23,7 +23,7 @@ use super::{
     measure::{Printed, Rate, cosines, kernel_mib, read_vectors},
     pictures::N_PICTURES,
 };
-use crate::record::unix_now;
+use crate::{record::unix_now, scratch::Scratch};
 
 /// Raised when older measurements are not to be believed any more.
 const ROUTINE: u32 = 2;
@@ -145,11 +145,11 @@ impl<'a> Measured<'a> {
         if engines.iter().all(|engine| self.row(*engine).is_some()) {
             return Ok(());
         }
-        let scratch = self.scratch()?;
+        let (scratch, _elsewhere) = self.scratch()?;
         // Another process may have measured while this one waited for its turn.
         self.read();
         let reference = reference(self.libraries);
-        let reference_vectors = scratch.join("reference");
+        let reference_vectors = scratch.path().join("reference");
         // Where it is wanted itself, it is measured with the others, first.
         if engines.first() != Some(&reference) || self.row(reference).is_some() {
             self.child(reference, &reference_vectors, &[1], 0.0, (1, 1))
@@ -159,7 +159,7 @@ impl<'a> Measured<'a> {
             if self.row(*engine).is_some() {
                 continue;
             }
-            let own = scratch.join("own");
+            let own = scratch.path().join("own");
             let own = if *engine == reference { &reference_vectors } else { &own };
             let found = self.child(*engine, own, &BATCHES, SECONDS, (1, 1)).and_then(|printed| {
                 let (mean_cosine, least_cosine) = self.nearness(*engine, &reference_vectors, own)?;
@@ -196,11 +196,17 @@ impl<'a> Measured<'a> {
             sessions == 1 || free_mib == 0 || sessions as u64 * session_mib.unwrap_or(0) <= free_mib
         };
         shapes.retain(|(sessions, _)| fits(*sessions));
-        let scratch = self.scratch()?;
+        let (scratch, _elsewhere) = self.scratch()?;
         let mut layouts = Vec::new();
         for (sessions, threads) in shapes {
             // One that fails, for lack of memory say, is not chosen.
-            match self.child(engine, &scratch.join("own"), &[batch], 2.0 * SECONDS, (sessions, threads)) {
+            match self.child(
+                engine,
+                &scratch.path().join("own"),
+                &[batch],
+                2.0 * SECONDS,
+                (sessions, threads),
+            ) {
                 Ok(printed) => layouts.extend(printed.rates.first().map(|rate| Layout {
                     batch,
                     sessions,
@@ -280,26 +286,21 @@ impl<'a> Measured<'a> {
         Ok(near)
     }
 
-    /// A folder to measure in, by one process at a time: two would slow one another. What a killed one left
-    /// in it goes.
-    fn scratch(&self) -> Result<Scratch> {
-        let folder = self.path.parent().map(|folder| folder.join("scratch"));
-        let own = || -> std::io::Result<Scratch> {
-            let folder = folder.ok_or(std::io::ErrorKind::NotFound)?;
-            fs::create_dir_all(folder.parent().unwrap_or(&folder))?;
-            let lock = fs::File::create(folder.with_file_name("lock"))?;
-            lock.lock()?;
-            if folder.exists() {
-                fs::remove_dir_all(&folder)?;
-            }
-            fs::create_dir_all(&folder)?;
-            Ok(Scratch::Own(folder, lock))
+    /// A folder to measure in, by one process at a time: two would slow one another. With it what it lies in,
+    /// where that is not the data folder.
+    fn scratch(&self) -> Result<(Scratch, Option<tempfile::TempDir>)> {
+        let open = |engines: &Path| {
+            fs::create_dir_all(engines)?;
+            Scratch::open(engines.join("scratch"), &engines.join("lock"), || ())
         };
-        // A data folder that cannot be written is no reason not to run.
-        own().or_else(|e| {
-            let elsewhere = tempfile::tempdir().map(Scratch::Elsewhere);
-            elsewhere.with_context(|| format!("cannot write to {} ({e}) nor", self.path.display()))
-        })
+        let engines = self.path.parent().unwrap_or(&self.path);
+        match open(engines) {
+            Ok(scratch) => Ok((scratch, None)),
+            // A data folder that cannot be written is no reason not to run.
+            Err(e) => tempfile::tempdir()
+                .and_then(|elsewhere| Ok((open(elsewhere.path())?, Some(elsewhere))))
+                .with_context(|| format!("cannot write to {} ({e}) nor", self.path.display())),
+        }
     }
 
     /// Remembers the table; a folder that cannot be written only costs measuring again.
@@ -318,7 +319,7 @@ pub fn candidates(model: &Model, libraries: &Libraries) -> Vec<Engine> {
     let backends = [Some(reference.backend), libraries.openvino.as_ref().map(|_| Backend::Openvino)];
     let mut engines = vec![reference];
     for backend in backends.into_iter().flatten() {
-        let own = [Precision::Fp32, Precision::Bf16, Precision::Int8]
+        let own = Precision::ALL
             .into_iter()
             .filter(|precision| has_int8 || *precision != Precision::Int8)
             .map(|precision| Engine { backend, precision });
@@ -346,12 +347,8 @@ pub fn line(row: &Row) -> String {
 /// What the figures depend on.
 fn machine(model: &Model, libraries: &Libraries) -> Result<Vec<String>> {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let mut lines = vec![
-        format!("routine {ROUTINE}, {cores} cores"),
-        cpu(),
-        format!("image tower {}", hash_file(&model.file(&model.card.image.file))?),
-        format!("model {}", model.hash()?),
-    ];
+    let mut lines =
+        vec![format!("routine {ROUTINE}, {cores} cores"), cpu(), format!("model {}", model.hash()?)];
     for library in [Some(&libraries.onnxruntime), libraries.openvino.as_ref()].into_iter().flatten() {
         let version = kernels::onnxruntime::version(library).unwrap_or_else(|| "none".into());
         let bytes = fs::metadata(library).map_or(0, |meta| meta.len());
@@ -392,28 +389,4 @@ fn cpu() -> String {
         of("model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
         &blake3::hash(features.as_bytes()).to_hex()[..16]
     )
-}
-
-/// See [`Measured::scratch`].
-enum Scratch {
-    /// In the data folder, with its lock.
-    Own(PathBuf, #[expect(dead_code, reason = "held, not read")] fs::File),
-    Elsewhere(tempfile::TempDir),
-}
-
-impl Scratch {
-    fn join(&self, name: &str) -> PathBuf {
-        match self {
-            Self::Own(folder, _) => folder.join(name),
-            Self::Elsewhere(folder) => folder.path().join(name),
-        }
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if let Self::Own(folder, _) = self {
-            let _ = fs::remove_dir_all(folder);
-        }
-    }
 }

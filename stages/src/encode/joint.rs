@@ -135,6 +135,16 @@ pub fn normalize(vector: &mut [f32]) {
     }
 }
 
+/// The mean of vectors, of unit length.
+pub fn unit_mean<'a>(vectors: impl Iterator<Item = &'a [f32]>, dim: usize) -> Vec<f32> {
+    let mut mean = vec![0.0; dim];
+    for vector in vectors {
+        mean.iter_mut().zip(vector).for_each(|(m, v)| *m += v);
+    }
+    normalize(&mut mean);
+    mean
+}
+
 /// Makes the concept bank: the text vector of every class name. Returns their number.
 pub fn build_bank(model: &Model, libraries: &Libraries) -> Result<usize> {
     let joint = &model.card.joint;

@@ -7,6 +7,8 @@ pub mod network;
 pub mod quantized;
 pub mod text;
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 
 use crate::{
@@ -23,6 +25,8 @@ use network::{Libraries, Opening};
 pub struct Settings {
     /// The model.
     pub model: Model,
+    /// The image tower's form that the engine runs; see [`quantized::image_file`].
+    pub image: PathBuf,
     /// What runs it.
     pub opening: Opening,
     /// Whether the image tower's own vectors are kept beside the joint ones.
@@ -59,7 +63,7 @@ impl Encode {
         let model = &settings.model;
         let joint = JointSpace::open(model)?;
         Ok(Self {
-            encoder: Box::new(ImageTower::open(model, settings.opening, libraries)?),
+            encoder: Box::new(ImageTower::open_file(&settings.image, model, settings.opening, libraries)?),
             keep_image_embedding: settings.keep_image_embedding && !joint.is_direct(),
             joint,
             image_dim: model.card.image.dim,

@@ -18,7 +18,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
-    encode::joint::normalize,
+    encode::joint::unit_mean,
     item::{ClipEnd, ClipId, ClipRef, EmbeddingBatch, FrameInfo, Indexed},
     stage::{Emit, Rejection, Stage, StageError},
 };
@@ -80,7 +80,6 @@ impl Index {
             bytes: end.identity.bytes,
             modified_ns: end.identity.modified_ns,
         };
-        let mut embedding = vec![0.0; self.settings.shape.dim];
         let mut rows = ClipRows {
             clip: clip.clone(),
             end,
@@ -90,13 +89,12 @@ impl Index {
             embedding: Vec::new(),
         };
         for (info, vector, image) in frames {
-            embedding.iter_mut().zip(&vector).for_each(|(mean, v)| *mean += v);
             rows.frames.push(info);
             rows.embeddings.extend(vector);
             rows.image_embeddings.extend(image);
         }
-        normalize(&mut embedding);
-        rows.embedding = embedding;
+        let dim = self.settings.shape.dim;
+        rows.embedding = unit_mean(rows.embeddings.chunks(dim), dim);
         tracing::debug!(clip = clip.path, rows = record.n_frames, "complete");
         let told = Indexed::Clip { clip, n_frames: record.n_frames, damage: rows.end.damage.clone() };
         let shard = self.open_shard()?;

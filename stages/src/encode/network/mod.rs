@@ -50,19 +50,37 @@ pub struct Engine {
     pub precision: Precision,
 }
 
+impl Backend {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Onnx, Self::Openvino, Self::Rten];
+
+    /// As settings and records name it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Onnx => "onnx",
+            Self::Openvino => "openvino",
+            Self::Rten => "rten",
+        }
+    }
+}
+
+impl Precision {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Fp32, Self::Bf16, Self::Int8];
+
+    /// As settings and records name it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Fp32 => "fp32",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
 impl fmt::Display for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let backend = match self.backend {
-            Backend::Onnx => "onnx",
-            Backend::Openvino => "openvino",
-            Backend::Rten => "rten",
-        };
-        let precision = match self.precision {
-            Precision::Fp32 => "fp32",
-            Precision::Bf16 => "bf16",
-            Precision::Int8 => "int8",
-        };
-        write!(f, "{backend} {precision}")
+        write!(f, "{} {}", self.backend.word(), self.precision.word())
     }
 }
 
@@ -71,12 +89,8 @@ impl FromStr for Engine {
 
     /// Reads what [`fmt::Display`] writes.
     fn from_str(text: &str) -> Result<Self> {
-        let all = [Backend::Onnx, Backend::Openvino, Backend::Rten].into_iter().flat_map(|backend| {
-            [Precision::Fp32, Precision::Bf16, Precision::Int8]
-                .into_iter()
-                .map(move |precision| Self { backend, precision })
-        });
-        match all.into_iter().find(|engine| engine.to_string() == text) {
+        let by = |backend| Precision::ALL.map(|precision| Self { backend, precision });
+        match Backend::ALL.into_iter().flat_map(by).find(|engine| engine.to_string() == text) {
             Some(engine) => Ok(engine),
             None => bail!("{text:?} is no engine, such as \"onnx fp32\""),
         }
