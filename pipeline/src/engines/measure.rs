@@ -20,6 +20,9 @@ use stages::{
 use super::pictures::{self, N_PICTURES};
 use crate::run::cpu_seconds;
 
+/// Shorter times are not told apart.
+const CLOCK_STEP_S: f64 = 1e-6;
+
 /// How fast an engine embeds batches of one size.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Rate {
@@ -95,7 +98,9 @@ pub fn rates(task: &Task<'_>, libraries: &Libraries) -> Result<Vec<Rate>> {
             while runs.n < 2 || started.elapsed().as_secs_f64() < task.seconds {
                 let cpu = cpu_seconds();
                 encode()?;
-                runs.least_cpu_s = runs.least_cpu_s.min(cpu_seconds() - cpu);
+                // A virtual machine's CPU clock may stand still over a batch of a tiny model, and a
+                // rate without end is no number in JSON.
+                runs.least_cpu_s = runs.least_cpu_s.min((cpu_seconds() - cpu).max(CLOCK_STEP_S));
                 runs.n += 1;
             }
             runs.wall_s = started.elapsed().as_secs_f64();
@@ -117,7 +122,7 @@ pub fn rates(task: &Task<'_>, libraries: &Libraries) -> Result<Vec<Rate>> {
             Ok(runs) => rates.push(Rate {
                 batch,
                 per_cpu_s: batch as f64 / runs.iter().map(|r| r.least_cpu_s).fold(f64::INFINITY, f64::min),
-                per_wall_s: runs.iter().map(|r| (r.n * batch) as f64 / r.wall_s).sum(),
+                per_wall_s: runs.iter().map(|r| (r.n * batch) as f64 / r.wall_s.max(CLOCK_STEP_S)).sum(),
             }),
             Err(e) => refused = Some(e),
         }

@@ -5,6 +5,7 @@
 //! published and entered in the ledger.
 
 pub mod ledger;
+pub mod read;
 pub mod schema;
 pub mod shard;
 pub mod vectors;

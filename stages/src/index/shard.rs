@@ -107,7 +107,7 @@ fn publish((partial, path): (PathBuf, PathBuf)) -> Result<()> {
 }
 
 /// `frames/shard-00007.parquet` and the like.
-pub(crate) fn shard_path(run: &Path, table: &str, shard: u32) -> PathBuf {
+pub fn shard_path(run: &Path, table: &str, shard: u32) -> PathBuf {
     run.join(table).join(format!("shard-{shard:05}.parquet"))
 }
 

@@ -3,20 +3,20 @@
 //! The vectors are read from the shards themselves, a row group at a time, so nothing has to be
 //! built first and memory does not grow with the run. Each clip answers with its best frame.
 
-use std::{collections::HashMap, fs::File, path::Path};
+use std::{collections::HashMap, path::Path};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use arrow::{
-    array::{Array as _, AsArray as _, RecordBatch},
-    datatypes::{Float16Type, Int64Type, UInt32Type, UInt64Type},
+    array::{Array as _, AsArray as _},
+    datatypes::{Int64Type, UInt32Type, UInt64Type},
 };
 use kernels::dot::dot_f16;
-use parquet::arrow::{ProjectionMask, arrow_reader::ParquetRecordBatchReaderBuilder};
 
-use super::{ledger::Standing, shard::shard_path};
-
-/// Rows read at a time.
-const SCAN_ROWS: usize = 4_096;
+use super::{
+    ledger::Standing,
+    read::{batches, column, vectors},
+    shard::shard_path,
+};
 
 /// The best frame of a clip for a query.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,33 +79,17 @@ pub fn search(folder: &Path, query: &[f32], k: usize) -> Result<Vec<Hit>> {
     names(folder, &best)
 }
 
-fn open(path: &Path, columns: &[&str]) -> Result<impl Iterator<Item = Result<RecordBatch>> + use<>> {
-    let name = path.display().to_string();
-    let file = File::open(path).with_context(|| format!("cannot open {name}"))?;
-    let builder = ParquetRecordBatchReaderBuilder::try_new(file).with_context(|| name.clone())?;
-    let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
-    let reader =
-        builder.with_projection(mask).with_batch_size(SCAN_ROWS).build().with_context(|| name.clone())?;
-    Ok(reader.map(move |batch| batch.with_context(|| name.clone())))
-}
-
-fn column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a dyn arrow::array::Array> {
-    Ok(batch.column_by_name(name).with_context(|| format!("a shard has no column {name}"))?.as_ref())
-}
-
 fn scan(folder: &Path, shard: u32, query: &[f32], best: &mut HashMap<u64, Best>) -> Result<()> {
     let path = shard_path(folder, "frames", shard);
-    for batch in open(&path, &["clip_id", "frame_index", "pts_ns", "embedding"])? {
+    for batch in batches(&path, &["clip_id", "frame_index", "pts_ns", "embedding"])? {
         let batch = batch?;
         let ids = column(&batch, "clip_id")?.as_primitive::<UInt64Type>();
         let frames = column(&batch, "frame_index")?.as_primitive::<UInt32Type>();
         let times = column(&batch, "pts_ns")?.as_primitive::<Int64Type>();
-        let list = column(&batch, "embedding")?.as_fixed_size_list();
-        let dim = list.value_length() as usize;
+        let (values, dim) = vectors(&batch, "embedding")?;
         if dim != query.len() {
             bail!("{}: vectors have {dim} values, the query has {}", path.display(), query.len());
         }
-        let values = list.values().as_primitive::<Float16Type>().values();
         for (row, vector) in values.chunks_exact(dim).enumerate() {
             let score = dot_f16(vector, query);
             let id = ids.value(row);
@@ -126,7 +110,7 @@ fn names(folder: &Path, best: &[(u64, Best)]) -> Result<Vec<Hit>> {
     shards.sort_unstable();
     shards.dedup();
     for shard in shards {
-        for batch in open(&shard_path(folder, "clips", shard), &["clip_id", "path", "label"])? {
+        for batch in batches(&shard_path(folder, "clips", shard), &["clip_id", "path", "label"])? {
             let batch = batch?;
             let ids = column(&batch, "clip_id")?.as_primitive::<UInt64Type>();
             let paths = column(&batch, "path")?.as_string::<i32>();
