@@ -8,7 +8,7 @@
 //! - [`aligned`]: its buffers;
 //! - [`lanes`]: the inner loops of it, for each kind of CPU;
 //! - [`reference`](mod@reference): the same result in double precision, slow and plain;
-//! - [`dot`]: inner products with float16 rows, for search;
+//! - [`dot`], [`codes`]: inner products with float16 rows and with rows of eight bits, for search;
 //! - [`mapped_file`]: a file in memory, released behind the reader;
 //! - [`onnxruntime`]: the version of that library;
 //! - [`ffi`]: FFmpeg's demuxers and software decoders.
@@ -16,6 +16,7 @@
 //! Nothing here knows what a clip, a stage or a thread is.
 
 pub mod aligned;
+pub mod codes;
 pub mod colour;
 pub mod dot;
 pub mod ffi;
