@@ -15,7 +15,7 @@ SETUP_PACKAGES := python3 python3-venv ca-certificates
 PYTHON := $(CLIPMILL_HOME)/setup-venv/bin/python
 PEERS := .venv/bin/python
 
-.PHONY: help packages setup quantizer demo test eval check bench bench-peers
+.PHONY: help packages setup quantizer readers demo test eval check bench bench-peers
 help:
 	@echo "make demo    set up, index a handful of real clips, search them"
 	@echo "make test    set up, run all tests"
@@ -52,6 +52,17 @@ quantizer: setup
 	@$(PYTHON) -c "import onnxruntime" 2> /dev/null || \
 		$(PYTHON) -m pip install -q --disable-pip-version-check onnxruntime==1.31.1
 
+# What people read runs and exports with, for tests/readers.rs and tests/export.rs. embedding-reader asks for
+# an older pandas than it needs.
+READERS := tests/data/readers-requirements.txt
+readers: packages
+	@mkdir -p $(CLIPMILL_HOME)
+	@venv=$(CLIPMILL_HOME)/readers-venv; cmp -s $(READERS) $$venv/installed.txt || { \
+		[ -x $$venv/bin/python ] || python3 -m venv $$venv; \
+		$$venv/bin/python -m pip install -q --disable-pip-version-check -r $(READERS); \
+		$$venv/bin/python -m pip install -q --disable-pip-version-check --no-deps embedding-reader==1.8.1; \
+		cp $(READERS) $$venv/installed.txt; }
+
 # The concept bank is made by clipmill itself, with the tokenizer that searches will use.
 BANK := $(CLIPMILL_HOME)/models/efficientnet-lite0-minilm/concepts.npy
 
@@ -66,7 +77,7 @@ demo: setup
 	@echo; echo '$$ clipmill search runs/demo "a rabbit in a meadow" -k 3'
 	@target/release/clipmill search runs/demo "a rabbit in a meadow" -k 3
 
-test: quantizer
+test: quantizer readers
 	cargo build --workspace --all-targets
 	@[ -f $(BANK) ] || target/debug/clipmill model build efficientnet-lite0-minilm
 	CLIPMILL_REQUIRE_MODEL=1 cargo test --workspace --no-fail-fast

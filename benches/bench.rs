@@ -3,6 +3,8 @@
 //! CPU seconds are compared, not wall seconds: they hardly depend on what else the machine does. A
 //! ratio of two of them from one run is what a figure is worth.
 
+pub mod vectors;
+
 use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result};

@@ -22,7 +22,12 @@ use stages::{
     clips::{ClipList, Label},
     decode::Decode,
     encode::{Encode, network::Libraries, quantized::image_file},
-    index::{self, Index, ledger::Ledger, schema::VectorShape, shard::Provenance},
+    index::{
+        self, Index,
+        ledger::Ledger,
+        schema::{Element, VectorShape},
+        shard::Provenance,
+    },
     item::{
         ClipEnd, ClipId, ClipRef, EmbeddingBatch, EncodedClip, FileIdentity, FrameBatch, FrameInfo, Indexed,
         Part, Pts,
@@ -221,13 +226,15 @@ fn main() -> Result<()> {
 
     let rows = embedding_batches(&refs, &counts, model.card.joint.dim);
     let folder = scratch.path().join("index");
-    let shape = VectorShape { dim: model.card.joint.dim, image_dim: 0 };
+    let shape = VectorShape { dim: model.card.joint.dim, image_dim: 0, element: Element::Float16 };
     let ledger = std::sync::Mutex::new(Some(Ledger::open(&folder)?.0));
     let settings = index::Settings {
         folder,
         shard_rows: config.index.shard_rows,
         shape,
         extra_columns: Vec::new(),
+        vectors: true,
+        settings_hash: String::new(),
         provenance: Provenance {
             model: String::new(),
             model_hash: String::new(),
@@ -242,7 +249,7 @@ fn main() -> Result<()> {
         |i: &Indexed| u64::from(matches!(i, Indexed::Clip { .. })),
         move || {
             let ledger = ledger.lock().ok().and_then(|mut l| l.take()).context("one worker")?;
-            Ok(Index::open(settings.clone(), ledger))
+            Index::open(settings.clone(), ledger)
         },
     )?);
 

@@ -52,7 +52,11 @@ fn the_smallest_configuration_gets_all_defaults() {
     encode.threads = 0 (default)
     encode.min_cosine = 0.995 (default)
     index.shard_rows = 100000 (default)
+    index.embedding = "float16" (default)
     index.keep_image_embedding = false (default)
+    index.vectors = true (default)
+    index.exact_rows = 200000 (default)
+    index.recall = 0.99 (default)
     "#);
 }
 

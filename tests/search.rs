@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use stages::model::Home;
+use stages::{index::ledger::Ledger, model::Home};
 use support::{
     clips::{BLUE, Clip, GREEN, H264_MKV, H264_MP4, H264_TS, MPEG4_AVI, RED, VP9_WEBM, make_at, make_still},
     onnx::write_clip_model,
@@ -100,6 +100,176 @@ fn a_clip_finds_its_like_first() {
         assert_eq!((found.len(), &found[0]["label"]), (3, &name.into()), "{found:?}");
         assert!(found[0]["score"].as_f64().unwrap() > 0.99, "{found:?}");
     }
+}
+
+#[test]
+fn hits_are_chosen_and_told_as_asked() {
+    let site = coloured_run();
+    let labels = |more: &[&str]| -> Vec<String> {
+        let found = hits(&site, &[&["red"], more].concat());
+        found.iter().map(|h| h["label"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(labels(&["--where", "label=green"]), ["green"]);
+    assert_eq!(labels(&["--where", "path=*/red/*", "--where", "time<10"]), ["red"]);
+    assert_eq!(labels(&["--where", "label!=red"]).len(), 3);
+    assert_eq!(labels(&["--diverse", "-k", "2"])[0], "red");
+    search(&site, &["red", "--where", "label=brown"]).expect(0).says(&["no clip matches"]);
+    search(&site, &["red", "--where", "colour=red"]).expect(2).says(&["no field \"colour\"", "label=NAME"]);
+    search(&site, &["red", "--explain"]).expect(0).says(&["scanned all", "nothing is missed"]);
+
+    let csv = search(&site, &["red", "-k", "1", "--csv"]).expect(0).stdout;
+    let lines: Vec<&str> = csv.lines().collect();
+    assert_eq!(lines[0], "query,rank,score,path,label,time_s,start_s,end_s,frame_index,clip_id,run");
+    assert!(
+        lines.len() == 2 && lines[1].starts_with("red,1,") && lines[1].contains(",red,0.000,0.000,"),
+        "{csv}"
+    );
+
+    // The run beside a copy of it: every hit twice.
+    let out = site.path("out");
+    let copy = site.path("copy");
+    let copied = Command::new("cp").arg("-r").arg(&out).arg(&copy).status().unwrap();
+    assert!(copied.success());
+    let both = hits(&site, &["red", "--with", copy.to_str().unwrap(), "-k", "2"]);
+    assert!(both.iter().all(|h| h["label"] == "red") && both[0]["run"] != both[1]["run"], "{both:?}");
+}
+
+#[test]
+fn many_queries_are_answered_at_once() {
+    let site = coloured_run();
+    let names: Vec<&str> = COLOURS.iter().map(|(name, _)| *name).collect();
+    let file = site.path("queries.txt");
+    fs::write(&file, (0..11).map(|i| format!("{}\n\n", names[i % 4])).collect::<String>()).unwrap();
+    let told = search(&site, &["--queries", file.to_str().unwrap(), "-k", "1", "--json"]).expect(0).stdout;
+    let lines: Vec<serde_json::Value> = told.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(lines.len(), 11);
+    for (i, line) in lines.iter().enumerate() {
+        assert_eq!(
+            (line["query"].as_str(), line["hits"][0]["label"].as_str()),
+            (Some(names[i % 4]), Some(names[i % 4]))
+        );
+    }
+    // Vectors: those of the clips themselves find them, each its own.
+    let clips = site.table("clips");
+    let vectors = clips.vectors("embedding");
+    let dim = vectors[0].len();
+    let write = |name: &str, shape: &[usize], values: Vec<f32>| {
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let path = site.path(name);
+        fs::write(&path, [stages::files::npy_header(shape), bytes].concat()).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let file = write("v.npy", &[4, dim], vectors.concat());
+    let told = search(&site, &["--vectors", &file, "-k", "1", "--json"]).expect(0).stdout;
+    for (i, line) in told.lines().enumerate() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(line["query"], i.to_string());
+        assert!(line["hits"][0]["score"].as_f64().unwrap() > 0.999, "{line}");
+    }
+    let wrong = write("w.npy", &[1, 7], vec![1.0; 7]);
+    let told = format!("the query has 7 values, the run's vectors {dim}");
+    search(&site, &["--vectors", &wrong]).expect(2).says(&[&told, site.path("out").to_str().unwrap()]);
+    search(&site, &["--vectors", file.replace("v.npy", "queries.txt").as_str()])
+        .expect(2)
+        .says(&["is no NumPy file"]);
+    search(&site, &["--queries", "no/such.txt"]).expect(2).says(&["no/such.txt"]);
+}
+
+#[test]
+fn an_index_that_is_not_whole_is_made_anew_or_named() {
+    let site = coloured_run();
+    let out = site.path("out");
+    let index = |more: &[&str]| clipmill(&[&["index", out.to_str().unwrap()], more].concat());
+    let right = search(&site, &["red"]).expect(0).stdout;
+    assert!(index(&["--verify"]).expect(0).stdout.contains("every file is as it was written"));
+    // Cut off, and gone: searching makes it anew.
+    let rows = out.join("vectors/rows-00000");
+    fs::write(&rows, &fs::read(&rows).unwrap()[..100]).unwrap();
+    let told = search(&site, &["red"]).expect(0);
+    assert_eq!(told.stdout, right);
+    told.says(&["rows-00000 is damaged", "making it anew"]);
+    fs::remove_dir_all(out.join("vectors")).unwrap();
+    let told = search(&site, &["red"]).expect(0);
+    assert_eq!(told.stdout, right);
+    told.says(&["making its index"]);
+    // A flipped byte is found by who reads it, named, and mended by a rebuild.
+    let mut bytes = fs::read(&rows).unwrap();
+    bytes[0] ^= 1;
+    fs::write(&rows, bytes).unwrap();
+    search(&site, &["red"]).expect(2).says(&["rows-00000 is damaged", "--rebuild"]);
+    let told = index(&["--verify"]).expect(1);
+    assert!(told.stdout.contains("rows-00000 is damaged"), "{}", told.stdout);
+    assert!(index(&["--rebuild"]).expect(0).stdout.contains("nothing is missed"));
+    assert_eq!(search(&site, &["red"]).expect(0).stdout, right);
+    // Other files of the run are not the index's to mend.
+    for name in [
+        "run.json",
+        "ledger",
+        "rejects.parquet",
+        "frames/shard-00000.parquet",
+        "manifests/shard-00000.json",
+        "manifests/rejects.json",
+    ] {
+        let path = out.join(name);
+        let whole = fs::read(&path).unwrap();
+        for at in [5, whole.len() / 2, whole.len() - 1] {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            fs::write(&path, bytes).unwrap();
+            let told = index(&["--verify"]);
+            assert!(
+                told.code != Some(0) && (told.stdout.clone() + &told.stderr).contains(name),
+                "{name} {at}: {told:?}"
+            );
+        }
+        fs::write(&path, whole).unwrap();
+    }
+    index(&["--verify"]).expect(0);
+    index(&["--rebuild", "--recall", "2"]).expect(2);
+}
+
+#[test]
+fn deleted_clips_stay_deleted() {
+    let site = coloured_run();
+    let out = site.path("out");
+    let index = |more: &[&str]| clipmill(&[&["index", out.to_str().unwrap()], more].concat());
+    index(&["--delete", "time<1"]).expect(2).says(&["deleted whole"]);
+    let told = index(&["--delete", "label=red"]).expect(0);
+    assert!(told.stdout.trim().ends_with("red.avi"), "{}", told.stdout);
+    told.says(&["1 clips are out of searches"]);
+    for again in [None, Some("--rebuild")] {
+        again.map(|more| index(&[more]).expect(0));
+        assert!(hits(&site, &["red"]).iter().all(|h| h["label"] != "red"));
+    }
+    // A further run does not bring it back.
+    site.run(&[("input.label", "\"parent\"")]).expect(0);
+    assert_eq!(hits(&site, &["red"]).len(), 3);
+    assert_eq!(site.table("clips").len(), 4, "Parquet keeps it");
+}
+
+/// While another process writes to the run, what is indexed is searched, and nothing is written.
+#[test]
+fn a_run_that_is_being_written_is_searched() {
+    let site = coloured_run();
+    let out = site.path("out");
+    let catalogue = fs::read(out.join("vectors/index.json")).unwrap();
+    let (mut ledger, _) = Ledger::open(&out).unwrap();
+    let red = hits(&site, &["red"])[0]["clip_id"].as_u64().unwrap();
+    ledger.delete(vec![red]).unwrap();
+    assert_eq!(hits(&site, &["red"]).len(), 3, "though the index does not know yet");
+    fs::remove_dir_all(out.join("vectors")).unwrap();
+    assert_eq!(hits(&site, &["red"]).len(), 3);
+    search(&site, &["red"])
+        .expect(0)
+        .says(&["in use by another clipmill", "making an index for this search"]);
+    assert!(!out.join("vectors").exists());
+    drop(ledger);
+    search(&site, &["red"]).expect(0);
+    assert_ne!(
+        fs::read(out.join("vectors/index.json")).unwrap(),
+        catalogue,
+        "it knows the ledger's new line"
+    );
 }
 
 #[test]

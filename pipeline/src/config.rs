@@ -14,12 +14,16 @@ use stages::{
     clips::Label,
     decode::{Backend, sample::Sampling},
     encode::network::{Backend as Runtime, Precision},
+    index::{schema::Element, vectors},
 };
 
 pub use reader::{Errors, Override};
 use reader::{Reader, Whole};
 
-use crate::engines::Wanted;
+use crate::{
+    engines::Wanted,
+    refresh::{DEFAULT_EXACT_ROWS, DEFAULT_RECALL},
+};
 
 /// All settings of a run, checked.
 #[derive(Clone, Debug)]
@@ -110,8 +114,12 @@ pub struct Encode {
 pub struct Index {
     /// Rows after which a shard is published.
     pub shard_rows: u64,
+    /// What stored vectors are made of.
+    pub embedding: Element,
     /// Whether the image tower's vectors are kept.
     pub keep_image_embedding: bool,
+    /// How the vector index is made, if it is.
+    pub vectors: Option<vectors::Settings>,
 }
 
 /// Keys whose values the rows of a run depend on: a run goes on only with the same ones.
@@ -127,6 +135,7 @@ const IDENTITY: &[&str] = &[
     "decode.damaged",
     "decode.fields",
     "encode.model",
+    "index.embedding",
     "index.keep_image_embedding",
 ];
 
@@ -184,9 +193,12 @@ impl Config {
                 min_cosine: r.number("encode.min_cosine", Wanted::MIN_COSINE, -1.0, 1.0),
             },
         };
+        let [half, single] = Element::ALL.map(Element::word);
         let index = Index {
             shard_rows: r.whole("index.shard_rows", Whole { default: 100_000, least: 1, most: 100_000_000 }),
+            embedding: Element::ALL[r.choice("index.embedding", half, &[half, single])],
             keep_image_embedding: r.flag("index.keep_image_embedding", false),
+            vectors: vectors(&mut r),
         };
         let settings = r.finish()?;
         Ok(Self {
@@ -286,4 +298,12 @@ fn sampling(r: &mut Reader<'_>) -> Sampling {
         return Sampling::EveryMs(DEFAULT_MS);
     }
     given.remove(0).1
+}
+
+fn vectors(r: &mut Reader<'_>) -> Option<vectors::Settings> {
+    let is_wanted = r.flag("index.vectors", true);
+    let rows = Whole { default: DEFAULT_EXACT_ROWS as u64, least: 0, most: 1 << 32 };
+    let exact_rows = r.whole("index.exact_rows", rows) as usize;
+    let recall = r.number("index.recall", DEFAULT_RECALL, 0.5, 1.0);
+    is_wanted.then_some(vectors::Settings { exact_rows, recall })
 }

@@ -11,7 +11,9 @@
 //! - [`progress`]: what a person sees while it runs;
 //! - [`report`]: the stage table, the bottleneck, the last line;
 //! - [`run`](mod@run): the `run` command;
+//! - [`refresh`](mod@refresh): the vector index, after a run, by the `index` command, before a search;
 //! - [`query`]: the `search` command;
+//! - [`export`]: the `export` command;
 //! - [`scratch`]: a folder to work in, by one process at a time;
 //! - [`samples`]: frames of clips outside a run; [`evaluate`]: the `model eval` command; [`quantize`]: the
 //!   `model quantize` command;
@@ -27,10 +29,12 @@ pub mod doctor;
 pub mod edge;
 pub mod engines;
 pub mod evaluate;
+pub mod export;
 pub mod progress;
 pub mod quantize;
 pub mod query;
 pub mod record;
+pub mod refresh;
 pub mod report;
 pub mod run;
 pub mod runner;

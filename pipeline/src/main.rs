@@ -1,6 +1,7 @@
 //! Arguments → command → exit code.
 
 mod models;
+mod searches;
 
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
@@ -11,13 +12,12 @@ use pipeline::{
     cross_check,
     doctor::{self, State},
     engines::measure::{self, Printed, Task},
+    export,
     progress::eprint_line,
-    query::{self, Query, Searcher},
     run::{self, Ended, Options, Unusable},
 };
 use stages::{
     encode::network::{Engine, Libraries, Opening},
-    index::vectors::Hit,
     model::{Home, Model},
 };
 
@@ -68,25 +68,11 @@ enum Command {
         json: bool,
     },
     /// Find clips by words, by a picture or by another clip
-    Search {
-        /// Folder of a run (its output.dir)
-        run: PathBuf,
-        /// What to look for; `-` reads words from stdin, a query a line
-        #[arg(required_unless_present_any = ["image", "clip"], conflicts_with_all = ["image", "clip"])]
-        words: Option<String>,
-        /// A picture to look for
-        #[arg(long, value_name = "FILE", conflicts_with = "clip")]
-        image: Option<String>,
-        /// A video to look for
-        #[arg(long, value_name = "FILE")]
-        clip: Option<String>,
-        /// How many clips to show
-        #[arg(short, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
-        k: u32,
-        /// Print the hits as JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Search(searches::SearchArgs),
+    /// Bring a run's vector index up to date, make it anew, or verify it
+    Index(searches::IndexArgs),
+    /// Write a run's vectors and rows as other tools read them
+    Export(export::Request),
     /// Tell what this machine has, what is missing, and how to get it
     Doctor {
         /// Measure what runs the installed models, where that is not known yet
@@ -140,6 +126,7 @@ impl ConfigArgs {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    raise_open_files();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env();
     tracing_subscriber::fmt()
         .with_env_filter(filter.unwrap_or_else(|_| "warn,ort=error".into()))
@@ -153,6 +140,15 @@ fn main() -> ExitCode {
             ExitCode::from(if is_usage { 2 } else { 1 })
         }
     }
+}
+
+/// A run of many shards has a file open for each while it is searched; the usual limit of 1,024 is there for
+/// programs that use `select`.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // Where it cannot be raised, opening says what is missing.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 fn execute(command: Command) -> Result<ExitCode> {
@@ -173,33 +169,9 @@ fn execute(command: Command) -> Result<ExitCode> {
             check(&ConfigArgs { config, overrides }.read()?, json)?;
         }
         Command::Check { decode, json, .. } => return check_decode(&decode, json),
-        Command::Search { run, words, image, clip, k, json } => {
-            let query = match (words, image, clip) {
-                (Some(words), _, _) => Query::Words(words),
-                (_, Some(file), _) => Query::Image(file),
-                (_, _, Some(file)) => Query::Clip(file),
-                _ => bail!(Unusable(anyhow::anyhow!("nothing to search for"))),
-            };
-            let mut searcher = Searcher::open(&run).map_err(Unusable)?;
-            if !matches!(&query, Query::Words(words) if words == "-") {
-                let hits = searcher.find(&query, k as usize).map_err(Unusable)?;
-                print_hits(&hits, json)?;
-                return Ok(ExitCode::SUCCESS);
-            }
-            for words in std::io::stdin().lines() {
-                let words = words.context("cannot read stdin")?;
-                if words.trim().is_empty() {
-                    continue;
-                }
-                let hits = searcher.find(&Query::Words(words.clone()), k as usize).map_err(Unusable)?;
-                if json {
-                    print(&serde_json::json!({"query": words, "hits": query::to_json(&hits)}).to_string());
-                } else {
-                    print(&words);
-                    print_hits(&hits, false)?;
-                }
-            }
-        }
+        Command::Search(args) => searches::search(args).map_err(Unusable)?,
+        Command::Index(args) => return searches::index(&args),
+        Command::Export(request) => export::export(&request)?,
         Command::MeasureEngine(args) => measure_engine(&args)?,
         Command::Doctor { measure } => {
             let program = std::env::current_exe().ok().filter(|_| measure);
@@ -219,15 +191,6 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Model(command) => models::execute(command).map_err(Unusable)?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn print_hits(hits: &[Hit], json: bool) -> Result<()> {
-    if json {
-        print(&serde_json::to_string_pretty(&query::to_json(hits))?);
-    } else {
-        hits.iter().enumerate().for_each(|(i, hit)| print(&query::line(i + 1, hit)));
-    }
-    Ok(())
 }
 
 fn measure_engine(args: &EngineArgs) -> Result<()> {

@@ -11,12 +11,12 @@ use stages::{
     decode::{self, Decode, sample::Sampling},
     encode::{
         self, Encode,
-        joint::{JointSpace, unit_mean},
+        joint::{JointSpace, normalize, unit_mean},
         network::{Engine, Libraries, Opening, reference},
         quantized::image_file,
         text::TextEncoder,
     },
-    index::vectors::{Hit, search},
+    index::vectors::{Answer, Filter, Hit, How, Kind, Question, VectorIndex, diverse},
     item::{ClipId, ClipRef, EmbeddingBatch, EncodedClip, FrameBatch},
     load::Load,
     model::{Home, Model},
@@ -24,7 +24,8 @@ use stages::{
 
 use crate::{
     config::{recorded_reading, recorded_sampling},
-    record::{self, INT8_FORM, Record},
+    record::{INT8_FORM, Record, int8_form},
+    refresh::current,
     samples::through,
 };
 
@@ -37,12 +38,13 @@ pub enum Query {
     Image(String),
     /// A video, by the mean of its frames sampled as the run's were.
     Clip(String),
+    /// A vector of the joint space, made elsewhere.
+    Vector(Vec<f32>),
 }
 
-/// Answers queries about one run. What a query needs is loaded by the first that needs it, and kept.
+/// Answers queries about runs of one model. What a query needs is loaded by the first that needs it, and kept.
 pub struct Searcher {
-    folder: PathBuf,
-    record: Record,
+    runs: Vec<Run>,
     model: Model,
     libraries: Libraries,
     joint: JointSpace,
@@ -50,10 +52,68 @@ pub struct Searcher {
     image: Option<Encode>,
 }
 
+struct Run {
+    folder: PathBuf,
+    record: Record,
+    index: VectorIndex,
+    /// Of an index that is made for the moment.
+    _temporary: Option<tempfile::TempDir>,
+}
+
+/// How hits are chosen.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    /// Clips wanted.
+    pub k: usize,
+    /// Which may be answers.
+    pub filter: Filter,
+    /// Whether they are to be unlike one another.
+    pub diverse: bool,
+}
+
+/// The hits of a query.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The best first, each with the folder of its run.
+    pub hits: Vec<(PathBuf, Hit)>,
+    /// What was looked at in each run.
+    pub how: Vec<(PathBuf, How)>,
+}
+
+/// Clips among which the unlike are chosen, for each that is wanted.
+const DIVERSE_AMONG: usize = 5;
+/// Most that are chosen so.
+const DIVERSE_MOST: usize = 500;
+
 impl Searcher {
-    /// Of the run in `folder`. A model that has changed since is an error.
-    pub fn open(folder: &Path) -> Result<Self> {
-        let record = Record::read(folder)?;
+    /// Of the runs in `folders`. A model that has changed since, or differs between runs, is an error.
+    pub fn open(folders: &[PathBuf], told: &mut dyn FnMut(&str)) -> Result<Self> {
+        let records = folders.iter().map(|f| Ok((f, Record::read(f)?))).collect::<Result<Vec<_>>>()?;
+        let (folder, record) = records.first().context("no run is named")?;
+        for (other_folder, other) in &records {
+            if other.model_hash != record.model_hash {
+                bail!(
+                    "{} was indexed with model {} of hash {}, {} with {} of {}: they cannot be searched together",
+                    folder.display(),
+                    record.model,
+                    record.model_hash,
+                    other_folder.display(),
+                    other.model,
+                    other.model_hash
+                );
+            }
+        }
+        let form = |record: &Record| record.identity.get(INT8_FORM).cloned();
+        for (other_folder, other) in &records {
+            if form(other).is_some() && form(record).is_some() && form(other) != form(record) {
+                bail!(
+                    "{} and {} were indexed with different int8 forms of {}: they cannot be searched together",
+                    folder.display(),
+                    other_folder.display(),
+                    record.model
+                );
+            }
+        }
         let home = Home::from_env();
         let model =
             Model::open(Path::new(&record.model_folder)).or_else(|_| Model::find(&record.model, &home))?;
@@ -70,12 +130,49 @@ impl Searcher {
         }
         let libraries = Libraries::find(&home);
         let joint = JointSpace::open(&model)?;
-        Ok(Self { folder: folder.to_owned(), record, model, libraries, joint, text: None, image: None })
+        let runs = records
+            .into_iter()
+            .map(|(folder, record)| {
+                let (index, _temporary) = current(folder, &record, told)?;
+                Ok(Run { folder: folder.clone(), record, index, _temporary })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { runs, model, libraries, joint, text: None, image: None })
     }
 
-    /// The `k` nearest clips.
-    pub fn find(&mut self, query: &Query, k: usize) -> Result<Vec<Hit>> {
-        let vector = match query {
+    /// The nearest clips of each query, which are searched for together.
+    pub fn find(&mut self, queries: &[Query], choice: &Choice) -> Result<Vec<Found>> {
+        let vectors = queries.iter().map(|query| self.embed(query)).collect::<Result<Vec<_>>>()?;
+        if choice.diverse && choice.k > DIVERSE_MOST {
+            bail!("--diverse compares every two hits: at most {DIVERSE_MOST}, not {}", choice.k);
+        }
+        let clips = if choice.diverse { choice.k * DIVERSE_AMONG } else { choice.k };
+        let questions: Vec<Question<'_>> = vectors
+            .iter()
+            .map(|(vector, kind)| Question { vector, kind: *kind, clips, filter: &choice.filter })
+            .collect();
+        let nothing = Found { hits: Vec::new(), how: Vec::new() };
+        let mut found = vec![nothing; queries.len()];
+        for run in &self.runs {
+            let answers = run.index.find(&questions).with_context(|| run.folder.display().to_string())?;
+            for (found, Answer { hits, how }) in found.iter_mut().zip(answers) {
+                found.hits.extend(hits.into_iter().map(|hit| (run.folder.clone(), hit)));
+                found.how.push((run.folder.clone(), how));
+            }
+        }
+        for found in &mut found {
+            found.hits.sort_by(|(_, a), (_, b)| b.score.total_cmp(&a.score));
+            found.hits.truncate(clips);
+            if choice.diverse {
+                found.hits = diverse(std::mem::take(&mut found.hits), choice.k, |(_, hit)| hit);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The unit vector of a query.
+    fn embed(&mut self, query: &Query) -> Result<(Vec<f32>, Kind)> {
+        Ok(match query {
             Query::Words(words) if words.trim().is_empty() => bail!("the words to search for are empty"),
             Query::Words(words) => {
                 let text = match self.text.take() {
@@ -83,21 +180,25 @@ impl Searcher {
                     None => TextEncoder::open(&self.model, &self.libraries)?,
                 };
                 let words = self.text.insert(text).embed(words)?;
-                self.joint.words(words)
+                (self.joint.words(words), Kind::Text)
             }
-            Query::Image(file) => self.embed_file(file, Sampling::EveryMs(86_400_000))?,
+            Query::Image(file) => (self.embed_file(file, Sampling::EveryMs(86_400_000))?, Kind::Frame),
             Query::Clip(file) => {
-                let sampling = recorded_sampling(&self.record.settings);
-                self.embed_file(file, sampling.context("run.json names no sampling")?)?
+                let sampling = recorded_sampling(&self.runs[0].record.settings);
+                (self.embed_file(file, sampling.context("run.json names no sampling")?)?, Kind::Frame)
             }
-        };
-        search(&self.folder, &vector, k)
+            Query::Vector(vector) => {
+                let mut vector = vector.clone();
+                normalize(&mut vector);
+                (vector, Kind::Text)
+            }
+        })
     }
 
     /// The unit mean vector of a file's sampled frames, made by the stages of the run.
     fn embed_file(&mut self, file: &str, sampling: Sampling) -> Result<Vec<f32>> {
         let decode = decode::Settings {
-            reading: recorded_reading(&self.record.settings),
+            reading: recorded_reading(&self.runs[0].record.settings),
             ..decode::Settings::new(sampling, self.model.recipe())
         };
         let encode = match self.image.take() {
@@ -109,7 +210,7 @@ impl Searcher {
         let loaded: Vec<EncodedClip> = through(&mut Load::open(), vec![Arc::new(clip)])?;
         let frames: Vec<FrameBatch> = through(&mut Decode::open(decode), loaded)?;
         let batches: Vec<EmbeddingBatch> = through(encode, frames)?;
-        let dim = self.record.dim;
+        let dim = self.joint.dim();
         Ok(unit_mean(batches.iter().flat_map(|b| b.embeddings.chunks(dim)), dim))
     }
 
@@ -123,13 +224,14 @@ impl Searcher {
             let settings = encode::Settings { model, image, opening, keep_image_embedding: false };
             Encode::open(&settings, &self.libraries)
         };
-        let own = self.record.engine;
+        let Run { folder, record, .. } = &self.runs[0];
+        let own = record.engine;
         let image = image_file(&self.model, own.precision)?;
-        if self.record.identity.get(INT8_FORM) != record::int8_form(&image, own)?.as_ref() {
+        if record.identity.get(INT8_FORM) != int8_form(&image, own)?.as_ref() {
             bail!(
                 "{} was indexed with another int8 form of {}: its vectors cannot be compared",
-                self.folder.display(),
-                self.record.model
+                folder.display(),
+                record.model
             );
         }
         let stand_in = reference(&self.libraries);
@@ -143,21 +245,76 @@ impl Searcher {
     }
 }
 
-/// A hit as people read it.
+/// A hit as people read it: score, best frame, the moment around it.
 pub fn line(rank: usize, hit: &Hit) -> String {
     let label = hit.label.as_ref().map(|l| format!("  [{l}]")).unwrap_or_default();
-    format!("{rank:>2}.  {:.3}  {}  {}{label}", hit.score, clock(hit.pts_ns), hit.path)
+    let moment = format!("{}-{}", clock(hit.start_ns), clock(hit.end_ns));
+    format!("{rank:>2}.  {:.3}  {}  {moment}  {}{label}", hit.score, clock(hit.pts_ns), hit.path)
+}
+
+/// What a search looked at, as people read it.
+pub fn explained(folder: &Path, how: &How) -> String {
+    let what = match how {
+        How::All { rows } => format!("scanned all {rows} rows; nothing is missed"),
+        How::Matching { rows, of } => {
+            format!("scanned the {rows} of {of} rows that match; nothing is missed")
+        }
+        How::Lists { lists, of, recall: Some(recall) } => {
+            format!("visited {lists} of {of} lists, which find {:.1} % of the nearest frames", recall * 100.0)
+        }
+        How::Lists { lists, of, recall: None } => {
+            format!("visited {lists} of {of} lists; what they find was not measured for such a question")
+        }
+    };
+    format!("{}: {what}", folder.display())
 }
 
 /// Hits as programs read them.
-pub fn to_json(hits: &[Hit]) -> serde_json::Value {
-    let hit = |(i, h): (usize, &Hit)| {
+pub fn to_json(hits: &[(PathBuf, Hit)]) -> serde_json::Value {
+    let hit = |(i, (run, h)): (usize, &(PathBuf, Hit))| {
         json!({
             "rank": i + 1, "score": h.score, "path": h.path, "label": h.label, "clip_id": h.clip_id,
             "pts_ns": h.pts_ns, "time": clock(h.pts_ns), "frame_index": h.frame_index,
+            "start_ns": h.start_ns, "end_ns": h.end_ns, "run": run,
         })
     };
     hits.iter().enumerate().map(hit).collect()
+}
+
+/// The columns of [`to_csv`].
+pub const CSV_COLUMNS: [&str; 11] = [
+    "query",
+    "rank",
+    "score",
+    "path",
+    "label",
+    "time_s",
+    "start_s",
+    "end_s",
+    "frame_index",
+    "clip_id",
+    "run",
+];
+
+/// Hits as tables hold them.
+pub fn to_csv(query: &str, hits: &[(PathBuf, Hit)]) -> Vec<[String; 11]> {
+    let seconds = |ns: i64| format!("{:.3}", ns as f64 / 1e9);
+    let row = |(i, (run, h)): (usize, &(PathBuf, Hit))| {
+        [
+            query.to_owned(),
+            (i + 1).to_string(),
+            h.score.to_string(),
+            h.path.clone(),
+            h.label.clone().unwrap_or_default(),
+            seconds(h.pts_ns),
+            seconds(h.start_ns),
+            seconds(h.end_ns),
+            h.frame_index.to_string(),
+            h.clip_id.to_string(),
+            run.display().to_string(),
+        ]
+    };
+    hits.iter().enumerate().map(row).collect()
 }
 
 /// mm:ss, with hours where there are any.

@@ -1,6 +1,6 @@
 //! `run.json`: what a run is and how it went; and whether a folder holds another run.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -11,8 +11,8 @@ use stages::{
         network::{Backend, Engine, Precision},
         quantized::hash_file,
     },
-    files::write_whole,
-    index::schema::SCHEMA_VERSION,
+    files::{read_sealed, sealed_json, write_whole},
+    index::schema::{Element, SCHEMA_VERSION},
     model::{JointKind, Model},
 };
 
@@ -59,6 +59,9 @@ pub struct Record {
     pub gstreamer: String,
     /// `--limit`, if given.
     pub limit: Option<u64>,
+    /// The vector index: its rows, its lists and what they find. Empty until it is made.
+    #[serde(default)]
+    pub index: Option<Value>,
     /// How it ended; empty while it runs.
     #[serde(default)]
     pub outcome: Value,
@@ -106,6 +109,7 @@ impl Record {
             runtime: runtime.to_owned(),
             gstreamer: gstreamer::version_string().into(),
             limit,
+            index: None,
             outcome: Value::Null,
         })
     }
@@ -120,10 +124,10 @@ impl Record {
         let path = folder.join("run.json");
         let text = fs::read_to_string(&path)
             .with_context(|| format!("{} holds no run: cannot read {}", folder.display(), path.display()))?;
-        let mut record: Self =
-            serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?;
+        let mut record: Self = read_sealed(&path, text.as_bytes()).context(CHANGED)?;
         let engine = record.engine.to_string();
         record.identity.entry("engine").or_insert(engine.into());
+        record.identity.entry("index.embedding").or_insert(Element::default().word().into());
         Ok(record)
     }
 
@@ -162,6 +166,12 @@ impl Record {
         Ok(())
     }
 
+    /// Stands for [`Self::identity`] in the shards' manifests: blake3 of its JSON, keys in order, no blanks.
+    pub fn settings_hash(&self) -> Result<String> {
+        let sorted: BTreeMap<&String, &Value> = self.identity.iter().collect();
+        Ok(blake3::hash(&serde_json::to_vec(&sorted)?).to_hex().to_string())
+    }
+
     /// Enters how the run ended.
     pub fn end(&mut self, status: &str, counts: Value, stages: &[StageMeter], wall_s: f64, cpu_s: f64) {
         self.status = status.into();
@@ -171,10 +181,12 @@ impl Record {
     /// Writes `run.json`, whole or not at all.
     pub fn write(&self, folder: &Path) -> Result<()> {
         let path = folder.join("run.json");
-        let text = serde_json::to_vec_pretty(self)?;
-        write_whole(&path, &text).with_context(|| format!("cannot write {}", path.display()))
+        let text = sealed_json(self)?;
+        write_whole(&path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
     }
 }
+
+const CHANGED: &str = "hint: who changed run.json himself removes its line `seal`";
 
 /// Refuses an output folder without a run that holds something else.
 fn check_place(folder: &Path) -> Result<()> {
@@ -185,7 +197,7 @@ fn check_place(folder: &Path) -> Result<()> {
         bail!("output.dir: {} is a file, needs a folder", folder.display());
     }
     // A run that died before its first `run.json` leaves these, and nothing in them.
-    const OURS: [&str; 5] = ["lock", "ledger", "frames", "clips", "run.json.partial"];
+    const OURS: [&str; 6] = ["lock", "ledger", "frames", "clips", "manifests", "run.json.partial"];
     let is_begun = fs::metadata(folder.join("ledger")).is_ok_and(|ledger| ledger.len() > 0);
     for entry in fs::read_dir(folder).with_context(|| format!("output.dir: {}", folder.display()))? {
         let name = entry?.file_name().to_string_lossy().into_owned();

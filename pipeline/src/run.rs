@@ -13,6 +13,7 @@ use crate::{
     config::Config,
     edge::Flow,
     progress::Progress,
+    refresh::refresh,
     report::{Counts, bottleneck, stage_table, summary},
     stop::Stop,
     topology::{Fed, Opened, Running},
@@ -48,6 +49,7 @@ pub struct Unusable(pub anyhow::Error);
 /// Runs to the end. Errors before the start are [`Unusable`]; later ones are faults.
 pub fn run(config: Config, options: Options) -> Result<Ended> {
     let folder: PathBuf = config.output_dir.clone();
+    let vectors = config.index.vectors.clone();
     let Options { limit, quiet, program } = options;
     let mut told = |line: &str| {
         if !quiet {
@@ -93,6 +95,15 @@ pub fn run(config: Config, options: Options) -> Result<Ended> {
         return Err(anyhow!("{fault:#}\n{committed}"));
     }
     recorded?;
+    // After a Ctrl-C nobody wants to wait for lists: the next run or search goes on from what there is.
+    if let Some(vectors) = vectors.filter(|_| status == "finished" && counts.indexed > 0) {
+        let made = refresh(&folder, &mut record, &vectors, false, &mut |line| progress.line(line));
+        if let Err(e) = made {
+            // All clips are in the Parquet files, from which the index is made at any time.
+            progress
+                .line(&format!("the vector index is not up to date, `clipmill index` makes it so: {e:#}"));
+        }
+    }
     if !quiet && stages.iter().any(|s| s.sum().items > 0) {
         progress.line(stage_table(&stages).trim_end());
         if let Some(told) = bottleneck(&stages) {

@@ -146,12 +146,15 @@ impl Opened {
             } else {
                 0
             },
+            element: index.embedding,
         };
         let index_settings = index::Settings {
             folder: config.output_dir.clone(),
             shard_rows: index.shard_rows,
+            vectors: index.vectors.is_some(),
             shape,
             extra_columns: clips.extra_columns().to_vec(),
+            settings_hash: record.settings_hash()?,
             provenance: Provenance {
                 model: model.card.name.clone(),
                 model_hash: record.model_hash.clone(),
@@ -173,7 +176,7 @@ impl Opened {
         runner.spawn("index", 1, encoded, to_caller, move || {
             let taken = index.lock().ok().and_then(|mut i| i.take());
             let (settings, ledger) = taken.context("the index stage has one worker")?;
-            Ok(Index::open(settings, ledger))
+            Index::open(settings, ledger)
         })?;
         Ok((Running { told, stop, fed, runner }, record))
     }

@@ -7,6 +7,7 @@ pub mod decoding;
 pub mod hub;
 pub mod onnx;
 pub mod packets;
+pub mod rows;
 pub mod run;
 pub mod written;
 

@@ -13,7 +13,7 @@ use std::{
 use arrow::{
     array::{AsArray as _, RecordBatch},
     compute::{SortColumn, cast, concat_batches, lexsort_to_indices, take_record_batch},
-    datatypes::{DataType, Field, Float16Type, Float64Type, Int64Type, Schema},
+    datatypes::{DataType, Field, Float32Type, Float64Type, Int64Type, Schema},
 };
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::Value;
@@ -285,8 +285,9 @@ impl Table {
     /// A column of vectors.
     pub fn vectors(&self, name: &str) -> Vec<Vec<f32>> {
         let list = self.column(name).as_fixed_size_list();
-        let values = list.values().as_primitive::<Float16Type>().values();
-        values.chunks(list.value_length() as usize).map(|v| v.iter().map(|x| x.to_f32()).collect()).collect()
+        let wide = cast(list.values(), &DataType::Float32).unwrap();
+        let values = wide.as_primitive::<Float32Type>().values();
+        values.chunks(list.value_length() as usize).map(<[f32]>::to_vec).collect()
     }
 
     /// Last parts of the column `path`.

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{Encoded, network::Libraries, text::TextEncoder};
 use crate::{
-    files::{NPY_MAGIC, npy_header, write_whole},
+    files::{npy_header, read_npy, write_whole},
     model::{JointKind, Model},
 };
 
@@ -40,7 +40,7 @@ impl JointSpace {
                         model.folder.display()
                     );
                 }
-                let bank = read_npy(&path, joint.dim)?;
+                let bank = read_bank(&path, joint.dim)?;
                 let centre = if joint.centre { mean(&bank, joint.dim) } else { vec![0.0; joint.dim] };
                 let (top, temperature) = (joint.top.unwrap_or(1), joint.temperature.unwrap_or(1.0));
                 Some(Concepts { bank, top, temperature, centre })
@@ -171,21 +171,13 @@ fn write_npy(path: &Path, values: &[f32], dim: usize) -> std::io::Result<()> {
 }
 
 /// Reads what [`write_npy`] wrote.
-fn read_npy(path: &Path, dim: usize) -> Result<Vec<f32>> {
-    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+fn read_bank(path: &Path, dim: usize) -> Result<Vec<f32>> {
     let damaged = || format!("{} is damaged; build it again with `clipmill model build`", path.display());
-    let header =
-        bytes.get(8..10).map(|b| usize::from(u16::from_le_bytes([b[0], b[1]]))).with_context(damaged)?;
-    let data = bytes
-        .get(10 + header..)
-        .filter(|d| !d.is_empty() && d.len() % (4 * dim) == 0)
-        .with_context(damaged)?;
-    if !bytes.starts_with(NPY_MAGIC)
-        || !bytes[10..10 + header].starts_with(b"{'descr': '<f4', 'fortran_order': False")
-    {
-        bail!(damaged());
+    let (bank, found) = read_npy(path).with_context(damaged)?;
+    if found != dim {
+        bail!("{}", damaged());
     }
-    Ok(data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    Ok(bank)
 }
 
 #[cfg(test)]
@@ -233,11 +225,11 @@ mod tests {
         let path = std::env::temp_dir().join(format!("clipmill-{}.npy", std::process::id()));
         let values: Vec<f32> = (0..12).map(|i| i as f32 / 3.0).collect();
         write_npy(&path, &values, 4).unwrap();
-        assert_eq!(read_npy(&path, 4).unwrap(), values);
+        assert_eq!(read_bank(&path, 4).unwrap(), values);
         let bytes = fs::read(&path).unwrap();
         for cut in [0, 5, 9, 20, bytes.len() - 1] {
             fs::write(&path, &bytes[..cut]).unwrap();
-            assert!(read_npy(&path, 4).unwrap_err().to_string().contains("damaged"), "{cut}");
+            assert!(read_bank(&path, 4).unwrap_err().to_string().contains("damaged"), "{cut}");
         }
         fs::remove_file(path).unwrap();
     }

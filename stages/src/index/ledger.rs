@@ -1,11 +1,14 @@
 //! What is done: the source of truth of a run.
 //!
-//! A file of JSON lines that only grows. A shard's line is written after both of its files have their
-//! names, so a shard without a line was never finished: it is swept at the next start, and its clips
-//! are done again. A last line without its end is a write that was cut off, and never happened.
+//! A file of JSON lines, each with a checksum, that only grows. A shard's line is written last: each of its files is on the disk
+//! before it has its name, both have their names before the manifest is there, and the manifest and all
+//! names are on the disk before the line. So wherever a process is killed or the power goes, a line means
+//! two whole files and their manifest; a shard without a line was never finished, and whatever there is of
+//! it is swept at the next start, and its clips are done again. A last line without its end is a write that
+//! was cut off, and never happened.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::{self, File, OpenOptions},
     io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
@@ -16,12 +19,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::{item::ClipId, load::modified_ns, stage::Rejection};
 
+/// Where a shard's files are.
+const FOLDERS: [&str; 3] = ["frames", "clips", "manifests"];
+
 /// A line of the ledger.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Line {
-    Shard { shard: u32, n_frames: u64, clips: Vec<ClipRecord> },
+    Shard {
+        shard: u32,
+        n_frames: u64,
+        clips: Vec<ClipRecord>,
+    },
     Reject(RejectRecord),
+    /// Clips that searches are not to find any more; their rows stay in the shards.
+    Deleted(Vec<u64>),
 }
 
 /// A clip whose rows are in a shard.
@@ -125,6 +137,8 @@ pub struct Standing {
     pub shards: Vec<u32>,
     /// All rejects.
     pub rejects: HashMap<PathKey, RejectRecord>,
+    /// Numbers of the clips whose rows searches pass over.
+    pub deleted: HashSet<u64>,
     /// The first number that no clip has.
     pub next_clip: u64,
 }
@@ -152,9 +166,14 @@ impl Standing {
                 .read_until(b'\n', &mut text)
                 .with_context(|| format!("cannot read {}", path.display()))?;
             if text.last() != Some(&b'\n') {
+                // A write that was cut off leaves no whole line. Where one stands, only its end was changed.
+                let is_whole = text.pop().is_some() && parse_line(&text).is_ok();
+                if is_whole {
+                    bail!("{}:{n}: the ledger is damaged: a line has no end", path.display());
+                }
                 break;
             }
-            let line: Line = serde_json::from_slice(&text)
+            let line = parse_line(&text)
                 .with_context(|| format!("{}:{n}: the ledger is damaged", path.display()))?;
             standing.add(line);
             whole += len as u64;
@@ -174,6 +193,7 @@ impl Standing {
                     self.done.insert(key, done);
                 }
             }
+            Line::Deleted(clips) => self.deleted.extend(clips),
             Line::Reject(reject) => {
                 self.next_clip = self.next_clip.max(reject.clip_id + 1);
                 let key = PathKey::of(&reject.path);
@@ -208,22 +228,11 @@ pub struct Ledger {
 impl Ledger {
     /// Opens the run in `folder` for this process alone, and sweeps what no line of the ledger names.
     pub fn open(folder: &Path) -> Result<(Self, Standing)> {
-        for name in ["frames", "clips"] {
+        for name in FOLDERS {
             let path = folder.join(name);
             fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
         }
-        let lock_path = folder.join("lock");
-        let mut lock =
-            OpenOptions::new().create(true).truncate(false).write(true).read(true).open(&lock_path)?;
-        if let Err(e) = lock.try_lock() {
-            if let fs::TryLockError::Error(e) = e {
-                return Err(e).with_context(|| format!("cannot lock {}", lock_path.display()));
-            }
-            let holder = fs::read_to_string(&lock_path).unwrap_or_default();
-            bail!("{} is in use by another clipmill, process {}", folder.display(), holder.trim());
-        }
-        lock.set_len(0)?;
-        write!(lock, "{}", std::process::id())?;
+        let lock = lock(folder)?;
         let path = folder.join("ledger");
         let (mut standing, whole) = Standing::parse(&path)?;
         if !path.exists()
@@ -257,6 +266,12 @@ impl Ledger {
         self.file.sync_all().with_context(|| format!("cannot sync {}", self.path.display()))
     }
 
+    /// Takes clips out of searches.
+    pub fn delete(&mut self, clips: Vec<u64>) -> Result<()> {
+        self.append(&Line::Deleted(clips))?;
+        self.file.sync_all().with_context(|| format!("cannot sync {}", self.path.display()))
+    }
+
     /// A reject need not reach the disk at once: a clip whose line is lost is rejected again.
     pub(crate) fn add_reject(&mut self, reject: RejectRecord) -> Result<()> {
         self.rejects.insert(PathKey::of(&reject.path), reject.clone());
@@ -271,10 +286,48 @@ impl Ledger {
     }
 
     fn append(&mut self, line: &Line) -> Result<()> {
-        let mut text = serde_json::to_vec(line)?;
-        text.push(b'\n');
-        self.file.write_all(&text).with_context(|| format!("cannot write {}", self.path.display()))
+        let text = serde_json::to_string(line)?;
+        let text = format!("{text} {}\n", line_sum(&text));
+        self.file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", self.path.display()))
     }
+}
+
+/// Takes the run in `folder` for this process alone, until what is returned is dropped.
+pub fn lock(folder: &Path) -> Result<File> {
+    let path = folder.join("lock");
+    let failed = || format!("cannot lock {}", path.display());
+    let options = OpenOptions::new().create(true).truncate(false).write(true).read(true).clone();
+    let mut lock = options.open(&path).with_context(failed)?;
+    if let Err(e) = lock.try_lock() {
+        if let fs::TryLockError::Error(e) = e {
+            return Err(e).with_context(failed);
+        }
+        let holder = fs::read_to_string(&path).unwrap_or_default();
+        bail!("{} is in use by another clipmill, process {}", folder.display(), holder.trim());
+    }
+    lock.set_len(0)?;
+    write!(lock, "{}", std::process::id())?;
+    Ok(lock)
+}
+
+/// Digits of a line's checksum.
+const SUM_DIGITS: usize = 16;
+
+fn line_sum(json: &str) -> String {
+    blake3::hash(json.as_bytes()).to_hex()[..SUM_DIGITS].to_owned()
+}
+
+/// JSON, a blank, its checksum; older versions wrote the JSON alone.
+fn parse_line(line: &[u8]) -> Result<Line> {
+    let line = str::from_utf8(line)?.trim_end_matches('\n');
+    let is_sum = |sum: &str| sum.len() == SUM_DIGITS && sum.bytes().all(|b| b.is_ascii_hexdigit());
+    let Some((json, sum)) = line.rsplit_once(' ').filter(|(_, sum)| is_sum(sum)) else {
+        return Ok(serde_json::from_str(line)?);
+    };
+    if sum != line_sum(json) {
+        bail!("a line's checksum does not hold");
+    }
+    Ok(serde_json::from_str(json)?)
 }
 
 /// A shard with its name, if there is any.
@@ -288,13 +341,14 @@ fn whole_shard(folder: &Path) -> Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// Removes what a killed run left: files that are not whole, and shards without a line.
+/// Removes what a killed run left: files that are not whole, and those of shards without a line.
 fn sweep(folder: &Path, shards: &[u32]) -> Result<()> {
-    for table in ["frames", "clips"] {
-        for entry in fs::read_dir(folder.join(table))? {
+    for name in FOLDERS {
+        for entry in fs::read_dir(folder.join(name))? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let number = name.strip_prefix("shard-").and_then(|n| n.strip_suffix(".parquet"));
+            let stem = |n: &str| Some(n.strip_suffix(".parquet").or(n.strip_suffix(".json"))?.to_owned());
+            let number = name.strip_prefix("shard-").and_then(stem);
             let listed = number.and_then(|n| n.parse().ok()).is_some_and(|n: u32| shards.contains(&n));
             let ours = name.starts_with("shard-");
             if ours && !listed {

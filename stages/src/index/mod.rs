@@ -2,17 +2,20 @@
 //!
 //! Batches of a clip may come in any order, and its rejection may overtake them, so rows wait here
 //! until their clip is complete. Complete clips are written to the open shard; a full shard is
-//! published and entered in the ledger.
+//! published and entered in the ledger, and then in the vector index.
 
 pub mod ledger;
+pub mod manifest;
 pub mod read;
 pub mod schema;
 pub mod shard;
+mod table;
+mod vector_column;
 pub mod vectors;
 
 use std::{
     collections::{HashMap, HashSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -23,9 +26,10 @@ use crate::{
     item::{ClipEnd, ClipId, ClipRef, EmbeddingBatch, FrameInfo, Indexed},
     stage::{Emit, Rejection, Stage, StageError},
 };
-use ledger::{ClipRecord, Ledger, RejectRecord};
+use ledger::{ClipRecord, Ledger, RejectRecord, Standing};
 use schema::VectorShape;
-use shard::{ClipRows, Provenance, ShardWriter, write_rejects};
+use shard::{FrameRow, Provenance, ShardWriter, write_rejects};
+use vectors::Builder;
 
 /// How the index stage works.
 #[derive(Clone, Debug)]
@@ -38,6 +42,10 @@ pub struct Settings {
     pub shape: VectorShape,
     /// Names of the manifest's further columns.
     pub extra_columns: Vec<String>,
+    /// Whether the vector index is kept up with the shards.
+    pub vectors: bool,
+    /// Stands in the manifests for all settings that the rows depend on.
+    pub settings_hash: String,
     /// Repeated in every row of `clips/`.
     pub provenance: Provenance,
 }
@@ -46,6 +54,7 @@ pub struct Settings {
 pub struct Index {
     settings: Settings,
     ledger: Ledger,
+    vectors: Option<Builder>,
     pending: HashMap<ClipId, Pending>,
     rejected: HashSet<ClipId>,
     shard: Option<OpenShard>,
@@ -54,8 +63,28 @@ pub struct Index {
 /// Rows of a clip that is not complete.
 struct Pending {
     clip: Arc<ClipRef>,
-    frames: Vec<(FrameInfo, Vec<f32>, Vec<f32>)>,
+    /// As they came.
+    parts: Vec<Rows>,
+    n_rows: usize,
     end: Option<Box<ClipEnd>>,
+}
+
+/// Rows of a batch.
+struct Rows {
+    frames: Vec<FrameInfo>,
+    embeddings: Vec<f32>,
+    image_embeddings: Vec<f32>,
+}
+
+impl Rows {
+    fn iter(&self, shape: VectorShape) -> impl Iterator<Item = FrameRow<'_>> {
+        let VectorShape { dim, image_dim, .. } = shape;
+        self.frames.iter().enumerate().map(move |(i, info)| FrameRow {
+            info: *info,
+            vector: &self.embeddings[i * dim..(i + 1) * dim],
+            image_vector: &self.image_embeddings[i * image_dim..(i + 1) * image_dim],
+        })
+    }
 }
 
 struct OpenShard {
@@ -66,14 +95,20 @@ struct OpenShard {
 
 impl Index {
     /// Goes on with the run whose ledger is open.
-    pub fn open(settings: Settings, ledger: Ledger) -> Self {
-        Self { settings, ledger, pending: HashMap::new(), rejected: HashSet::new(), shard: None }
+    pub fn open(settings: Settings, ledger: Ledger) -> Result<Self> {
+        let open =
+            || Builder::open(&settings.folder, &settings.folder.join("vectors"), settings.shape.dim, false);
+        let vectors = settings.vectors.then(open).transpose()?;
+        let (pending, rejected) = Default::default();
+        Ok(Self { settings, ledger, vectors, pending, rejected, shard: None })
     }
 
     fn complete(&mut self, id: ClipId, out: &mut dyn Emit<Indexed>) -> Result<(), StageError> {
         let Some(pending) = self.pending.remove(&id) else { return Ok(()) };
-        let Pending { clip, mut frames, end: Some(end) } = pending else { return Ok(()) };
-        frames.sort_by_key(|(info, ..)| info.frame_index);
+        let Pending { clip, parts, end: Some(end), .. } = pending else { return Ok(()) };
+        let shape = self.settings.shape;
+        let mut frames: Vec<FrameRow<'_>> = parts.iter().flat_map(|part| part.iter(shape)).collect();
+        frames.sort_by_key(|row| row.info.frame_index);
         let record = ClipRecord {
             clip_id: id.0,
             path: clip.path.clone(),
@@ -81,25 +116,12 @@ impl Index {
             bytes: end.identity.bytes,
             modified_ns: end.identity.modified_ns,
         };
-        let mut rows = ClipRows {
-            clip: clip.clone(),
-            end,
-            frames: Vec::with_capacity(frames.len()),
-            embeddings: Vec::with_capacity(frames.len() * self.settings.shape.dim),
-            image_embeddings: Vec::new(),
-            embedding: Vec::new(),
-        };
-        for (info, vector, image) in frames {
-            rows.frames.push(info);
-            rows.embeddings.extend(vector);
-            rows.image_embeddings.extend(image);
-        }
-        let dim = self.settings.shape.dim;
-        rows.embedding = unit_mean(rows.embeddings.chunks(dim), dim);
+        let vector = unit_mean(frames.iter().map(|row| row.vector), shape.dim);
         tracing::debug!(clip = clip.path, rows = record.n_frames, "complete");
-        let told = Indexed::Clip { clip, n_frames: record.n_frames, damage: rows.end.damage.clone() };
+        let damage = end.damage.clone();
+        let told = Indexed::Clip { clip: clip.clone(), n_frames: record.n_frames, damage };
         let shard = self.open_shard()?;
-        shard.writer.add(rows)?;
+        shard.writer.add(&clip, end, &frames, &vector)?;
         shard.records.push(record);
         let is_full = shard.writer.n_frames() >= self.settings.shard_rows;
         out.emit(told)?;
@@ -118,8 +140,13 @@ impl Index {
 
     fn publish(&mut self, out: &mut dyn Emit<Indexed>) -> Result<(), StageError> {
         let Some(OpenShard { number, writer, records }) = self.shard.take() else { return Ok(()) };
-        let shard = writer.commit()?;
+        let shard = writer.commit(&self.settings.settings_hash)?;
         self.ledger.add_shard(number, shard.n_frames, records)?;
+        // Made from what is published: where this fails or is cut off, a search does it.
+        if let Some(Err(e)) = self.vectors.as_mut().map(|vectors| vectors.add(number)) {
+            tracing::warn!("the vector index stays behind: {e:#}");
+            self.vectors = None;
+        }
         tracing::info!(shard = number, clips = shard.n_clips, frames = shard.n_frames, "published a shard");
         Ok(out.emit(Indexed::Shard(shard))?)
     }
@@ -135,16 +162,13 @@ impl Stage for Index {
         if self.rejected.contains(&id) {
             return Ok(());
         }
-        let pending =
-            self.pending.entry(id).or_insert_with(|| Pending { clip, frames: Vec::new(), end: None });
-        let VectorShape { dim, image_dim } = self.settings.shape;
-        for (i, info) in frames.into_iter().enumerate() {
-            let image = image_embeddings.get(i * image_dim..(i + 1) * image_dim).unwrap_or_default().to_vec();
-            pending.frames.push((info, embeddings[i * dim..(i + 1) * dim].to_vec(), image));
-        }
+        let new = || Pending { clip, parts: Vec::new(), n_rows: 0, end: None };
+        let pending = self.pending.entry(id).or_insert_with(new);
+        pending.n_rows += frames.len();
+        pending.parts.push(Rows { frames, embeddings, image_embeddings });
         pending.end = end.or(pending.end.take());
         let expected = pending.end.as_ref().map(|e| e.n_sampled as usize);
-        if expected == Some(pending.frames.len()) { self.complete(id, out) } else { Ok(()) }
+        if expected == Some(pending.n_rows) { self.complete(id, out) } else { Ok(()) }
     }
 
     fn rejected(&mut self, rejection: Rejection, out: &mut dyn Emit<Indexed>) -> Result<(), StageError> {
@@ -168,4 +192,11 @@ impl Stage for Index {
         self.publish(out)?;
         Ok(write_rejects(&self.settings.folder, &self.ledger.rejects())?)
     }
+}
+
+/// Writes `rejects.parquet` of the run in `folder` anew, from what its ledger says.
+pub fn rewrite_rejects(folder: &Path, standing: &Standing) -> Result<()> {
+    let mut rejects: Vec<&RejectRecord> = standing.rejects.values().collect();
+    rejects.sort_by_key(|r| r.clip_id);
+    write_rejects(folder, &rejects)
 }

@@ -30,6 +30,49 @@ pub const CLIP_COLUMNS: &[&str] = &[
     "preprocess_hash",
 ];
 
+/// What a stored vector is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Element {
+    /// 2 bytes a value.
+    #[default]
+    Float16,
+    /// 4 bytes a value, for readers that refuse the other: Spark.
+    Float32,
+}
+
+impl Element {
+    /// All, the default first.
+    pub const ALL: [Self; 2] = [Self::Float16, Self::Float32];
+
+    /// As settings name it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Float16 => "float16",
+            Self::Float32 => "float32",
+        }
+    }
+
+    /// Of one value.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Float16 => 2,
+            Self::Float32 => 4,
+        }
+    }
+
+    fn data_type(self) -> DataType {
+        match self {
+            Self::Float16 => DataType::Float16,
+            Self::Float32 => DataType::Float32,
+        }
+    }
+
+    /// That of a column of vectors.
+    pub(crate) fn of(data_type: &DataType) -> Option<Self> {
+        Self::ALL.into_iter().find(|e| e.data_type() == *data_type)
+    }
+}
+
 /// What the vectors of a run look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VectorShape {
@@ -37,11 +80,13 @@ pub struct VectorShape {
     pub dim: usize,
     /// Length of the image tower's vectors where they are kept, else 0.
     pub image_dim: usize,
+    /// Of both.
+    pub element: Element,
 }
 
-fn vector(name: &str, dim: usize) -> Field {
-    let element = Arc::new(Field::new("element", DataType::Float16, false));
-    Field::new(name, DataType::FixedSizeList(element, dim as i32), false)
+fn vector(name: &str, dim: usize, element: Element) -> Field {
+    let value = Field::new("element", element.data_type(), false);
+    Field::new(name, DataType::FixedSizeList(value.into(), dim as i32), false)
 }
 
 fn with_version(fields: Vec<Field>) -> SchemaRef {
@@ -58,10 +103,10 @@ pub fn frames(shape: VectorShape) -> SchemaRef {
         Field::new("frame_index", DataType::UInt32, false),
         Field::new("pts_ns", DataType::Int64, false),
         Field::new("is_keyframe", DataType::Boolean, false),
-        vector("embedding", shape.dim),
+        vector("embedding", shape.dim, shape.element),
     ];
     if shape.image_dim > 0 {
-        fields.push(vector("image_embedding", shape.image_dim));
+        fields.push(vector("image_embedding", shape.image_dim, shape.element));
     }
     with_version(fields)
 }
@@ -73,7 +118,7 @@ pub fn clips(shape: VectorShape, extra_columns: &[String]) -> SchemaRef {
         "width" | "height" | "n_frames" | "n_sampled" => Field::new(*name, DataType::UInt32, false),
         "fps" => Field::new(*name, DataType::Float64, false),
         "duration_ns" => Field::new(*name, DataType::Int64, false),
-        "embedding" => vector(name, shape.dim),
+        "embedding" => vector(name, shape.dim, shape.element),
         "label" | "detail" => Field::new(*name, DataType::Utf8, true),
         _ => Field::new(*name, DataType::Utf8, false),
     });

@@ -1,51 +1,35 @@
-//! Writing Parquet: to a temporary file, synced, then renamed. A name without `.partial` is whole.
+//! A shard: a pair of Parquet files of the same clips, and their manifest.
 
 use std::{
-    fs::{self, File},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use anyhow::{Context as _, Result};
-use arrow::{
-    array::{
-        ArrayRef, BooleanArray, FixedSizeListArray, Float16Array, Float64Array, Int64Array, RecordBatch,
-        StringArray, UInt32Array, UInt64Array,
-    },
-    datatypes::{DataType, Field, SchemaRef},
-};
-use half::f16;
-use parquet::{
-    arrow::ArrowWriter,
-    basic::{Compression, ZstdLevel},
-    file::properties::WriterProperties,
-    schema::types::ColumnPath,
+use anyhow::Result;
+use arrow::array::{
+    ArrayRef, BooleanBuilder, Float64Array, Int64Array, Int64Builder, StringArray, StringBuilder,
+    UInt32Array, UInt32Builder, UInt64Array, UInt64Builder,
 };
 
 use super::{
     ledger::RejectRecord,
+    manifest::{self, Manifest},
     schema::{self, VectorShape},
+    table::TableWriter,
 };
 use crate::item::{ClipEnd, ClipRef, FrameInfo, ShardRef};
 
-/// Rows of a row group of frames: 13 MB of memory at 384 dimensions.
-const FRAME_GROUP_ROWS: usize = 16_384;
-/// Rows of a row group of clips.
-const CLIP_GROUP_ROWS: usize = 4_096;
+/// Rows whose columns, but for vectors, wait to be encoded at once.
+const ROWS_AT_ONCE: usize = 2_048;
 
-/// A whole clip, ready to be written.
-#[derive(Debug)]
-pub(crate) struct ClipRows {
-    pub(crate) clip: Arc<ClipRef>,
-    pub(crate) end: Box<ClipEnd>,
-    /// In order of `frame_index`.
-    pub(crate) frames: Vec<FrameInfo>,
-    /// `frames.len() × dim`.
-    pub(crate) embeddings: Vec<f32>,
-    /// `frames.len() × image_dim`.
-    pub(crate) image_embeddings: Vec<f32>,
-    /// Of the clip, unit length.
-    pub(crate) embedding: Vec<f32>,
+/// A frame of a whole clip.
+#[derive(Clone, Copy)]
+pub(crate) struct FrameRow<'a> {
+    pub(crate) info: FrameInfo,
+    /// Of the joint space.
+    pub(crate) vector: &'a [f32],
+    /// The image tower's; empty where those are not kept.
+    pub(crate) image_vector: &'a [f32],
 }
 
 /// What every row of `clips/` repeats.
@@ -59,67 +43,64 @@ pub struct Provenance {
     pub preprocess_hash: String,
 }
 
-/// A Parquet file being written.
-struct PartialFile {
-    writer: ArrowWriter<File>,
-    schema: SchemaRef,
-    partial: PathBuf,
-    path: PathBuf,
-}
-
-impl PartialFile {
-    fn create(path: PathBuf, schema: SchemaRef, group_rows: usize) -> Result<Self> {
-        let partial = path.with_extension("parquet.partial");
-        let mut properties = WriterProperties::builder()
-            .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
-            .set_max_row_group_row_count(Some(group_rows));
-        for name in ["embedding", "image_embedding"] {
-            // Vectors repeat nothing: a dictionary of them is wasted work.
-            let column = ColumnPath::new(vec![name.into(), "list".into(), "element".into()]);
-            properties = properties.set_column_dictionary_enabled(column, false);
-        }
-        let file = File::create(&partial).with_context(|| format!("cannot create {}", partial.display()))?;
-        let writer = ArrowWriter::try_new(file, schema.clone(), Some(properties.build()))?;
-        Ok(Self { writer, schema, partial, path })
-    }
-
-    fn write(&mut self, batch: &RecordBatch) -> Result<()> {
-        self.writer.write(batch).with_context(|| format!("cannot write {}", self.partial.display()))
-    }
-
-    /// Writes the footer and waits for the disk.
-    fn close(self) -> Result<(PathBuf, PathBuf)> {
-        let Self { writer, partial, path, .. } = self;
-        let failed = || format!("cannot write {}", partial.display());
-        writer.into_inner().with_context(failed)?.sync_all().with_context(failed)?;
-        Ok((partial, path))
-    }
-}
-
-/// Gives a closed file its name.
-fn publish((partial, path): (PathBuf, PathBuf)) -> Result<()> {
-    fs::rename(&partial, &path)
-        .with_context(|| format!("cannot rename {} to {}", partial.display(), path.display()))?;
-    if let Some(folder) = path.parent() {
-        File::open(folder)?.sync_all().with_context(|| format!("cannot sync {}", folder.display()))?;
-    }
-    Ok(())
-}
-
 /// `frames/shard-00007.parquet` and the like.
 pub fn shard_path(run: &Path, table: &str, shard: u32) -> PathBuf {
     run.join(table).join(format!("shard-{shard:05}.parquet"))
 }
 
+/// A row of `clips/` that waits.
+struct ClipRow {
+    clip: Arc<ClipRef>,
+    end: Box<ClipEnd>,
+}
+
+/// Rows of `frames/` that wait.
+#[derive(Default)]
+struct FrameColumns {
+    n_rows: usize,
+    clip_id: UInt64Builder,
+    path: StringBuilder,
+    label: StringBuilder,
+    frame_index: UInt32Builder,
+    pts_ns: Int64Builder,
+    is_keyframe: BooleanBuilder,
+}
+
+impl FrameColumns {
+    fn add(&mut self, clip: &ClipRef, info: FrameInfo) {
+        self.n_rows += 1;
+        self.clip_id.append_value(clip.id.0);
+        self.path.append_value(&clip.path);
+        self.label.append_option(clip.label.as_ref());
+        self.frame_index.append_value(info.frame_index);
+        self.pts_ns.append_value(info.pts.nanos);
+        self.is_keyframe.append_value(info.is_keyframe);
+    }
+
+    /// Leaves none behind.
+    fn take(&mut self) -> [ArrayRef; 6] {
+        self.n_rows = 0;
+        [
+            Arc::new(self.clip_id.finish()),
+            Arc::new(self.path.finish()),
+            Arc::new(self.label.finish()),
+            Arc::new(self.frame_index.finish()),
+            Arc::new(self.pts_ns.finish()),
+            Arc::new(self.is_keyframe.finish()),
+        ]
+    }
+}
+
 /// One shard's pair of files being written.
 pub(crate) struct ShardWriter {
+    run: PathBuf,
     shard: u32,
-    shape: VectorShape,
+    n_extra: usize,
     provenance: Provenance,
-    frames: PartialFile,
-    clips: PartialFile,
-    waiting: Vec<ClipRows>,
-    n_waiting_frames: usize,
+    frames: TableWriter,
+    clips: TableWriter,
+    waiting_frames: FrameColumns,
+    waiting_clips: Vec<ClipRow>,
     n_clips: u64,
     n_frames: u64,
 }
@@ -132,16 +113,16 @@ impl ShardWriter {
         extra_columns: &[String],
         provenance: Provenance,
     ) -> Result<Self> {
-        let frames = shard_path(run, "frames", shard);
-        let clips = shard_path(run, "clips", shard);
+        let path = |table| shard_path(run, table, shard);
         Ok(Self {
+            run: run.to_owned(),
             shard,
-            shape,
+            n_extra: extra_columns.len(),
             provenance,
-            frames: PartialFile::create(frames, schema::frames(shape), FRAME_GROUP_ROWS)?,
-            clips: PartialFile::create(clips, schema::clips(shape, extra_columns), CLIP_GROUP_ROWS)?,
-            waiting: Vec::new(),
-            n_waiting_frames: 0,
+            frames: TableWriter::create(path("frames"), schema::frames(shape))?,
+            clips: TableWriter::create(path("clips"), schema::clips(shape, extra_columns))?,
+            waiting_frames: FrameColumns::default(),
+            waiting_clips: Vec::new(),
             n_clips: 0,
             n_frames: 0,
         })
@@ -152,57 +133,75 @@ impl ShardWriter {
         self.n_frames
     }
 
-    pub(crate) fn add(&mut self, rows: ClipRows) -> Result<()> {
+    /// Adds a whole clip: its frames in order, and its own vector.
+    pub(crate) fn add(
+        &mut self,
+        clip: &Arc<ClipRef>,
+        end: Box<ClipEnd>,
+        frames: &[FrameRow<'_>],
+        vector: &[f32],
+    ) -> Result<()> {
+        for FrameRow { info, vector, image_vector } in frames {
+            let both = [*vector, image_vector];
+            let kept = if image_vector.is_empty() { &both[..1] } else { &both };
+            self.frames.add_vectors(kept)?;
+            self.waiting_frames.add(clip, *info);
+            if self.waiting_frames.n_rows >= ROWS_AT_ONCE || self.frames.room() == 0 {
+                self.flush_frames()?;
+            }
+        }
+        self.clips.add_vectors(&[vector])?;
+        self.waiting_clips.push(ClipRow { clip: clip.clone(), end });
+        if self.waiting_clips.len() >= ROWS_AT_ONCE || self.clips.room() == 0 {
+            self.flush_clips()?;
+        }
         self.n_clips += 1;
-        self.n_frames += rows.frames.len() as u64;
-        self.n_waiting_frames += rows.frames.len();
-        self.waiting.push(rows);
-        // Small batches cost the writer's fixed work; large ones memory.
-        if self.n_waiting_frames >= 2_048 || self.waiting.len() >= 1_024 {
-            self.flush()?;
-        }
+        self.n_frames += frames.len() as u64;
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<()> {
-        let waiting = std::mem::take(&mut self.waiting);
-        self.n_waiting_frames = 0;
-        if !waiting.is_empty() {
-            self.frames.write(&self.frames_batch(&waiting)?)?;
-            self.clips.write(&self.clips_batch(&waiting)?)?;
+    fn flush_frames(&mut self) -> Result<()> {
+        if self.waiting_frames.n_rows == 0 {
+            return Ok(());
         }
-        Ok(())
+        self.frames.add_arrays(&self.waiting_frames.take())?;
+        if self.frames.room() == 0 { self.frames.end_group() } else { Ok(()) }
     }
 
-    /// Closes and names both files. The caller then enters the shard in the ledger.
-    pub(crate) fn commit(mut self) -> Result<ShardRef> {
-        self.flush()?;
+    fn flush_clips(&mut self) -> Result<()> {
+        if self.waiting_clips.is_empty() {
+            return Ok(());
+        }
+        let arrays = self.clip_columns();
+        self.waiting_clips.clear();
+        self.clips.add_arrays(&arrays)?;
+        if self.clips.room() == 0 { self.clips.end_group() } else { Ok(()) }
+    }
+
+    /// Closes and names both files and writes their manifest. The caller then enters the shard in the ledger.
+    pub(crate) fn commit(mut self, settings_hash: &str) -> Result<ShardRef> {
+        self.flush_frames()?;
+        self.flush_clips()?;
         let shard = ShardRef { shard: self.shard, n_clips: self.n_clips, n_frames: self.n_frames };
         let (frames, clips) = (self.frames.close()?, self.clips.close()?);
-        publish(frames)?;
-        publish(clips)?;
+        frames.publish()?;
+        clips.publish()?;
+        let manifest = Manifest {
+            shard: shard.shard,
+            schema_version: schema::SCHEMA_VERSION,
+            clipmill: env!("CARGO_PKG_VERSION").into(),
+            settings_hash: settings_hash.into(),
+            frames: frames.listed(shard.n_frames),
+            clips: clips.listed(shard.n_clips),
+        };
+        manifest.write(&self.run)?;
         Ok(shard)
     }
 
-    fn frames_batch(&self, waiting: &[ClipRows]) -> Result<RecordBatch> {
-        let frames = || waiting.iter().flat_map(|c| c.frames.iter().map(move |f| (c, f)));
-        let mut columns: Vec<ArrayRef> = vec![
-            Arc::new(UInt64Array::from_iter_values(frames().map(|(c, _)| c.clip.id.0))),
-            Arc::new(StringArray::from_iter_values(frames().map(|(c, _)| &c.clip.path))),
-            Arc::new(StringArray::from_iter(frames().map(|(c, _)| c.clip.label.as_ref()))),
-            Arc::new(UInt32Array::from_iter_values(frames().map(|(_, f)| f.frame_index))),
-            Arc::new(Int64Array::from_iter_values(frames().map(|(_, f)| f.pts.nanos))),
-            Arc::new(BooleanArray::from_iter(frames().map(|(_, f)| Some(f.is_keyframe)))),
-            vectors(waiting.iter().flat_map(|c| &c.embeddings), self.shape.dim)?,
-        ];
-        if self.shape.image_dim > 0 {
-            columns.push(vectors(waiting.iter().flat_map(|c| &c.image_embeddings), self.shape.image_dim)?);
-        }
-        Ok(RecordBatch::try_new(schema::frames(self.shape), columns)?)
-    }
-
-    fn clips_batch(&self, waiting: &[ClipRows]) -> Result<RecordBatch> {
-        let text = |get: &dyn Fn(&ClipRows) -> String| -> ArrayRef {
+    /// The columns of the clips that wait, but for their vectors.
+    fn clip_columns(&self) -> Vec<ArrayRef> {
+        let waiting = &self.waiting_clips;
+        let text = |get: &dyn Fn(&ClipRow) -> String| -> ArrayRef {
             Arc::new(StringArray::from_iter_values(waiting.iter().map(get)))
         };
         let number = |get: &dyn Fn(&ClipEnd) -> u32| -> ArrayRef {
@@ -225,25 +224,16 @@ impl ShardWriter {
             text(&|c| c.end.decoder.clone()),
             text(&|c| if c.end.damage.is_some() { "damaged" } else { "ok" }.to_owned()),
             Arc::new(StringArray::from_iter(waiting.iter().map(|c| c.end.damage.as_ref()))),
-            vectors(waiting.iter().flat_map(|c| &c.embedding), self.shape.dim)?,
             repeated(&self.provenance.model),
             repeated(&self.provenance.model_hash),
             repeated(&self.provenance.preprocess_hash),
         ];
-        let schema = self.clips.schema.clone();
-        let n_extra = schema.fields().len() - columns.len();
-        for i in 0..n_extra {
+        for i in 0..self.n_extra {
             let values = waiting.iter().map(|c| c.clip.extra.get(i).and_then(Option::as_ref));
             columns.push(Arc::new(StringArray::from_iter(values)));
         }
-        Ok(RecordBatch::try_new(schema, columns)?)
+        columns
     }
-}
-
-fn vectors<'a>(values: impl Iterator<Item = &'a f32>, dim: usize) -> Result<ArrayRef> {
-    let element = Arc::new(Field::new("element", DataType::Float16, false));
-    let values = Float16Array::from_iter_values(values.map(|v| f16::from_f32(*v)));
-    Ok(Arc::new(FixedSizeListArray::try_new(element, dim as i32, Arc::new(values), None)?))
 }
 
 /// Writes all rejects of the run anew.
@@ -259,7 +249,9 @@ pub(crate) fn write_rejects(run: &Path, rejects: &[&RejectRecord]) -> Result<()>
         text(&|r| &r.reason),
         text(&|r| &r.detail),
     ];
-    let mut file = PartialFile::create(run.join("rejects.parquet"), schema::rejects(), CLIP_GROUP_ROWS)?;
-    file.write(&RecordBatch::try_new(schema::rejects(), columns)?)?;
-    publish(file.close()?)
+    let mut table = TableWriter::create(run.join("rejects.parquet"), schema::rejects())?;
+    table.add_arrays(&columns)?;
+    let closed = table.close()?;
+    closed.publish()?;
+    manifest::write_rejects(run, &closed.listed(rejects.len() as u64))
 }
