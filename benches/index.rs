@@ -25,7 +25,7 @@ use stages::{
         Index,
         ledger::Ledger,
         schema::{Element, VectorShape},
-        vectors::{Builder, Kind, Settings, VectorIndex},
+        vectors::{Builder, Kind, Nearest, Settings, VectorIndex},
     },
     stage::Stage as _,
 };
@@ -135,6 +135,9 @@ fn truth(path: &Path) -> Result<Vec<Vec<u32>>> {
     Ok(rows.map(|r| r.as_chunks().0[..NEAREST].iter().map(|b| u32::from_le_bytes(*b)).collect()).collect())
 }
 
+/// The nearest rows of each of some queries.
+type Answer<'a> = dyn Fn(&[&[f32]]) -> Result<Vec<Vec<Nearest>>> + 'a;
+
 fn search(
     index: &VectorIndex,
     name: &str,
@@ -143,25 +146,21 @@ fn search(
     truth: &[Vec<u32>],
     shard_rows: usize,
 ) -> Result<()> {
-    let tell = |lists: usize,
-                batch: usize,
-                answer: &dyn Fn(&[&[f32]]) -> Result<Vec<Vec<(u32, usize, f32)>>>| {
+    let tell = |lists: usize, batch: usize, answer: &Answer<'_>| {
         // Warm, and as many queries as there is time for.
-        let (started, cpu) = (Instant::now(), cpu_seconds());
+        let started = Instant::now();
         for chunk in queries.chunks(batch).take(64) {
             answer(chunk)?;
             if started.elapsed().as_secs_f64() > 1.0 {
                 break;
             }
         }
-        let _ = cpu;
         let cpu = cpu_seconds();
         let (mut n, mut hits) = (0, 0);
         for (chunk, truth) in queries.chunks(batch).zip(truth.chunks(batch)) {
             for (found, truth) in answer(chunk)?.iter().zip(truth) {
-                let is_true = |(shard, row, _): &&(u32, usize, f32)| {
-                    truth.contains(&((*shard as usize * shard_rows + row) as u32))
-                };
+                let is_true =
+                    |n: &&Nearest| truth.contains(&((n.shard as usize * shard_rows + n.row) as u32));
                 hits += found.iter().filter(is_true).count();
                 n += 1;
             }

@@ -91,7 +91,7 @@ fn truth(clips: &[MadeClip], query: &[f32], n: usize) -> Vec<(u32, usize)> {
 
 fn found(index: &VectorIndex, query: &[f32], n: usize, lists: Option<usize>) -> Vec<(u32, usize)> {
     let found = index.nearest(query, Kind::Frame, n, lists).unwrap();
-    found.into_iter().map(|(shard, row, _)| (shard, row)).collect()
+    found.into_iter().map(|n| (n.shard, n.row)).collect()
 }
 
 fn hits(index: &VectorIndex, vector: &[f32], clips: usize, filter: &Filter) -> (Vec<Hit>, How) {

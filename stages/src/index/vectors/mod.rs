@@ -35,5 +35,5 @@ pub use build::{Builder, Settings, is_missing};
 pub use filter::{Condition, Filter};
 pub use probe::{Kind, Point, Recall};
 pub use sealed::Damage;
-pub use search::{Answer, Hit, How, Question, VectorIndex, diverse};
+pub use search::{Answer, Hit, How, Nearest, Question, VectorIndex, diverse};
 pub use verify::verify;

@@ -94,6 +94,17 @@ pub enum How {
     },
 }
 
+/// A row, by its place in its shard, and its cosine with the query.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Nearest {
+    /// Number of the shard.
+    pub shard: u32,
+    /// Row in its `frames/`.
+    pub row: usize,
+    /// Cosine.
+    pub score: f32,
+}
+
 /// The best moment of a clip.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hit {
@@ -196,7 +207,7 @@ impl VectorIndex {
         self.recall.as_ref()
     }
 
-    /// Shard, row and score of the `rows` nearest rows. `lists` says how many lists are visited, in place
+    /// The `rows` nearest rows. `lists` says how many lists are visited, in place
     /// of what the probe found; 0 scans all.
     pub fn nearest(
         &self,
@@ -204,7 +215,7 @@ impl VectorIndex {
         kind: Kind,
         rows: usize,
         lists: Option<usize>,
-    ) -> Result<Vec<(u32, usize, f32)>> {
+    ) -> Result<Vec<Nearest>> {
         self.check(vector)?;
         let asked = Asked { segments: &self.segments, want: rows, admits: None };
         let lists = lists.unwrap_or_else(|| self.lists(kind, rows, self.n_rows));
@@ -216,15 +227,15 @@ impl VectorIndex {
     }
 
     /// [`Self::nearest`] of several queries by one scan of all rows.
-    pub fn nearest_of_all(&self, vectors: &[&[f32]], rows: usize) -> Result<Vec<Vec<(u32, usize, f32)>>> {
+    pub fn nearest_of_all(&self, vectors: &[&[f32]], rows: usize) -> Result<Vec<Vec<Nearest>>> {
         vectors.iter().try_for_each(|v| self.check(v))?;
         let asked = Asked { segments: &self.segments, want: rows, admits: None };
         Ok(scan::all(&asked, vectors)?.into_iter().map(|found| self.named(found)).collect())
     }
 
-    fn named(&self, found: Vec<Scored>) -> Vec<(u32, usize, f32)> {
+    fn named(&self, found: Vec<Scored>) -> Vec<Nearest> {
         let shard = |s: &Scored| self.segments[s.segment].rows.facts.shard;
-        found.iter().map(|s| (shard(s), s.row, s.score)).collect()
+        found.iter().map(|s| Nearest { shard: shard(s), row: s.row, score: s.score }).collect()
     }
 
     fn check(&self, vector: &[f32]) -> Result<()> {
