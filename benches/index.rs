@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, ensure};
 use benches::{
     print,
-    vectors::{Nowhere, Rows, parts, settings},
+    vectors::{Rows, parts, settings},
 };
 use clap::Parser;
 use pipeline::{engines::measure::kernel_mib, run::cpu_seconds};
@@ -27,7 +27,7 @@ use stages::{
         schema::{Element, VectorShape},
         vectors::{Builder, Kind, Nearest, Settings, VectorIndex},
     },
-    stage::Stage as _,
+    stage::{Kept, Stage as _},
 };
 
 /// Lists visited; 0 scans all rows.
@@ -94,11 +94,11 @@ fn write_run(args: &Args, run: &Path) -> Result<()> {
     while done < rows.n {
         let n = FRAMES.min(rows.n - done);
         for part in parts(done / FRAMES, &rows.next(n)?, rows.dim, 0, FRAMES) {
-            stage.process(part, &mut Nowhere).map_err(|e| anyhow!("{e}"))?;
+            stage.process(part, &mut Kept(Vec::new())).map_err(|e| anyhow!("{e}"))?;
         }
         done += n;
     }
-    stage.finish(&mut Nowhere).map_err(|e| anyhow!("{e}"))
+    stage.finish(&mut Kept(Vec::new())).map_err(|e| anyhow!("{e}"))
 }
 
 fn build(args: &Args, run: &Path, folder: &Path) -> Result<()> {

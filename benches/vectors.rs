@@ -11,21 +11,8 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use stages::{
     files::NPY_MAGIC,
     index::{self, schema::VectorShape, shard::Provenance},
-    item::{ClipEnd, ClipId, ClipRef, EmbeddingBatch, FileIdentity, FrameInfo, Indexed, Pts},
-    stage::{Closed, Emit, Rejection},
+    item::{ClipEnd, ClipId, ClipRef, EmbeddingBatch, FileIdentity, FrameInfo, Pts},
 };
-
-/// Hears what a stage tells.
-pub struct Nowhere;
-
-impl Emit<Indexed> for Nowhere {
-    fn emit(&mut self, _: Indexed) -> Result<(), Closed> {
-        Ok(())
-    }
-    fn reject(&mut self, _: Rejection) -> Result<(), Closed> {
-        Ok(())
-    }
-}
 
 /// Rows of a NumPy file, in order.
 pub struct Rows {

@@ -9,7 +9,7 @@ use std::{fs, path::PathBuf, time::Instant};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use benches::{
     print,
-    vectors::{Nowhere, Rows, parts, settings},
+    vectors::{Rows, parts, settings},
 };
 use clap::Parser;
 use pipeline::run::cpu_seconds;
@@ -20,7 +20,7 @@ use stages::{
         manifest::Manifest,
         schema::{Element, VectorShape},
     },
-    stage::Stage as _,
+    stage::{Kept, Stage as _},
 };
 
 #[derive(Parser)]
@@ -96,14 +96,14 @@ fn main() -> Result<()> {
         }
         let (cpu, wall) = (cpu_seconds(), Instant::now());
         for batch in batches {
-            stage.process(batch, &mut Nowhere).map_err(|e| anyhow!("{e}"))?;
+            stage.process(batch, &mut Kept(Vec::new())).map_err(|e| anyhow!("{e}"))?;
         }
         cpu_s += cpu_seconds() - cpu;
         wall_s += wall.elapsed().as_secs_f64();
         done += now;
     }
     let (cpu, wall) = (cpu_seconds(), Instant::now());
-    stage.finish(&mut Nowhere).map_err(|e| anyhow!("{e}"))?;
+    stage.finish(&mut Kept(Vec::new())).map_err(|e| anyhow!("{e}"))?;
     cpu_s += cpu_seconds() - cpu;
     wall_s += wall.elapsed().as_secs_f64();
     let peak = peak_kib()? - before_kib;

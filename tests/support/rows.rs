@@ -9,21 +9,9 @@ use stages::{
         schema::{Element, VectorShape},
         shard::Provenance,
     },
-    item::{ClipEnd, ClipId, ClipRef, EmbeddingBatch, FileIdentity, FrameInfo, Indexed, Pts},
-    stage::{Closed, Emit, Rejection, Stage as _},
+    item::{ClipEnd, ClipId, ClipRef, EmbeddingBatch, FileIdentity, FrameInfo, Pts},
+    stage::{Kept, Stage as _},
 };
-
-/// Hears what a stage tells.
-pub struct Nowhere;
-
-impl Emit<Indexed> for Nowhere {
-    fn emit(&mut self, _: Indexed) -> Result<(), Closed> {
-        Ok(())
-    }
-    fn reject(&mut self, _: Rejection) -> Result<(), Closed> {
-        Ok(())
-    }
-}
 
 /// What a made-up clip of `n` rows ends with.
 pub fn end(n: usize, duration_ns: i64) -> Box<ClipEnd> {
@@ -77,6 +65,7 @@ pub fn add_clips(out: &Path, clips: &[MadeClip], shard_rows: u64) {
     let shape = VectorShape { dim, image_dim: 0, element: Element::Float16 };
     let (ledger, standing) = Ledger::open(out).unwrap();
     let mut stage = Index::open(settings(out, shape, shard_rows), ledger).unwrap();
+    let mut told = Kept(Vec::new());
     for (i, clip) in clips.iter().enumerate() {
         let n = clip.vectors.len();
         let info = |i: usize| FrameInfo {
@@ -96,7 +85,7 @@ pub fn add_clips(out: &Path, clips: &[MadeClip], shard_rows: u64) {
             image_embeddings: Vec::new(),
             end: Some(end(n, n as i64 * 1_000_000_000)),
         };
-        stage.process(batch, &mut Nowhere).unwrap();
+        stage.process(batch, &mut told).unwrap();
     }
-    stage.finish(&mut Nowhere).unwrap();
+    stage.finish(&mut told).unwrap();
 }

@@ -87,20 +87,17 @@ impl Builder {
         self.catalogue.write(&self.folder)
     }
 
-    /// Makes the index hold the published shards, all of them and no others, and tells how many were added.
-    pub fn complete(&mut self, standing: &Standing, anew: bool) -> Result<usize> {
+    /// Makes the index hold the published shards, all of them and no others.
+    pub fn complete(&mut self, standing: &Standing, anew: bool) -> Result<()> {
         let ledger_bytes = fs::metadata(self.run.join("ledger")).map_or(0, |ledger| ledger.len());
         let shards: HashSet<u32> = standing.shards.iter().copied().collect();
         self.catalogue.segments.retain(|s| shards.contains(&s.shard));
-        let mut n_added = 0;
         for shard in &standing.shards {
-            n_added += usize::from(self.ensure(*shard, anew)?);
+            self.ensure(*shard, anew)?;
         }
         self.delete(&standing.deleted)?;
         self.catalogue.ledger_bytes = ledger_bytes;
-        self.catalogue.write(&self.folder)?;
-        self.sweep()?;
-        Ok(n_added)
+        self.finish()
     }
 
     /// Trains centroids where that pays, and measures what they find. `texts` gives vectors of words, if the
@@ -203,8 +200,8 @@ impl Builder {
         self.catalogue.segments.iter().map(|entry| open_segment(&self.folder, entry)).collect()
     }
 
-    /// Whether anything was to be done.
-    fn ensure(&mut self, shard: u32, anew: bool) -> Result<bool> {
+    /// Sees to a shard's rows, its lists and its entry.
+    fn ensure(&mut self, shard: u32, anew: bool) -> Result<()> {
         let frames = shard_path(&self.run, "frames", shard);
         let frames_bytes =
             fs::metadata(&frames).with_context(|| format!("cannot read {}", frames.display()))?.len();
@@ -235,23 +232,18 @@ impl Builder {
                 Rows::open(&path)?
             }
         };
-        let name = lists_name(shard, self.codebook.as_ref().map(|(name, _)| name.as_str()));
         let lists = self.list(&rows, anew || !is_known)?;
-        let has_lists = name == lists && is_known;
-        let entry = SegmentEntry { shard, n_rows: rows.facts.n_rows, lists, deleted: None, frames_bytes };
         let there = self.catalogue.segments.iter().position(|s| s.shard == shard);
+        let deleted = there.and_then(|at| self.catalogue.segments[at].deleted.clone());
+        let entry = SegmentEntry { shard, n_rows: rows.facts.n_rows, lists, deleted, frames_bytes };
         match there {
-            Some(at) if !is_known => self.catalogue.segments[at] = entry,
-            Some(at) => {
-                let deleted = self.catalogue.segments[at].deleted.take();
-                self.catalogue.segments[at] = SegmentEntry { deleted, ..entry };
-            }
+            Some(at) => self.catalogue.segments[at] = entry,
             None => {
                 self.catalogue.segments.push(entry);
                 self.catalogue.segments.sort_by_key(|s| s.shard);
             }
         }
-        Ok(!has_lists || there.is_none())
+        Ok(())
     }
 
     /// The file of the lists of `rows` by the codebook that is; written, if it is not there and whole.
