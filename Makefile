@@ -15,7 +15,7 @@ SETUP_PACKAGES := python3 python3-venv ca-certificates
 PYTHON := $(CLIPMILL_HOME)/setup-venv/bin/python
 PEERS := .venv/bin/python
 
-.PHONY: help packages setup quantizer readers demo test eval check bench bench-peers
+.PHONY: help packages setup quantizer readers demo test eval check bench bench-peers bench-index
 help:
 	@echo "make demo    set up, index a handful of real clips, search them"
 	@echo "make test    set up, run all tests"
@@ -120,3 +120,12 @@ bench-peers: setup $(PEERS)
 		peers=$$([[ $$mode = all || $$mode = count8 ]] && echo opencv pyav-pillow || echo libav); \
 		$(PEERS) benches/peers/compare.py decode $(BENCH_CLIPS) --mode $$mode --peers $$peers \
 			--ours cargo bench --quiet -p benches --bench decode --; done
+
+# The vector index and FAISS's, in turn, on made vectors. For a million rows: BENCH_ROWS=1000000.
+BENCH_ROWS ?= 100000
+bench-index: setup $(PEERS)
+	@[ -d runs/vectors-$(BENCH_ROWS) ] || \
+		$(PEERS) benches/peers/make_vectors.py runs/vectors-$(BENCH_ROWS) --kind synthetic --rows $(BENCH_ROWS)
+	@cargo bench --quiet -p benches --bench index --no-run
+	$(PEERS) benches/peers/compare_index.py runs/vectors-$(BENCH_ROWS) --peer faiss-sq8-flat faiss-ivf-sq8 --lists 1000 \
+		--rounds 3 --ours cargo bench --quiet -p benches --bench index --
