@@ -358,6 +358,35 @@ fn a_filter_gives_the_best_of_what_it_lets_pass() {
     }
 }
 
+/// Where a filter lets too many rows pass to score them all, more lists are visited than without it.
+#[test]
+fn a_filter_among_many_rows_visits_more_lists() {
+    let folder = TempDir::new().unwrap();
+    let clips = clips(11_000);
+    add_clips(folder.path(), &clips, 1_000_000);
+    refresh(folder.path(), &LISTS, false).unwrap();
+    let index = open(folder.path());
+    let half = filter(&["path=clips/1?/*"]);
+    let (mut right, mut n) = (0, 0);
+    for i in 0..20 {
+        let query = mix(&clips[i * 511].vectors[2], &chance(9_000_000 + i), 0.3);
+        let dot = |v: &Vec<f32>| v.iter().zip(&query).map(|(a, b)| a * b).sum::<f32>();
+        let best = |c: &MadeClip| c.vectors.iter().map(dot).fold(f32::MIN, f32::max);
+        let passing = clips.iter().enumerate().filter(|(i, _)| i % 20 >= 10);
+        let mut scored: Vec<(f32, &str)> = passing.map(|(_, c)| (best(c), c.path.as_str())).collect();
+        scored.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let (found, how) = hits(&index, &query, 5, &half);
+        let How::Lists { lists, .. } = how else { panic!("{how:?}") };
+        let How::Lists { lists: without, .. } = hits(&index, &query, 5, &Filter::default()).1 else {
+            panic!()
+        };
+        assert!(lists > without, "{lists}, {without} without a filter");
+        right += found.iter().filter(|h| scored[..5].iter().any(|(_, path)| *path == h.path)).count();
+        n += 5;
+    }
+    assert!(right as f64 / n as f64 > 0.9, "{right} of {n}");
+}
+
 #[test]
 fn the_moment_is_where_it_looks_so() {
     let folder = TempDir::new().unwrap();

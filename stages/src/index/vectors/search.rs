@@ -26,6 +26,8 @@ use crate::index::{ledger::Standing, shard::shard_path};
 const MATCHING_ROWS: usize = 50_000;
 /// Reading a row costs so many times what scanning its code does.
 const ROW_COST: usize = 8;
+/// A search with a filter visits so many times the lists that the number of its rows asks for.
+const FILTERED: usize = 4;
 /// Rows asked for at first, for each clip wanted: a clip's frames come together.
 const ROWS_PER_CLIP: usize = 4;
 /// Questions answered by one scan of all rows.
@@ -218,7 +220,7 @@ impl VectorIndex {
     ) -> Result<Vec<Nearest>> {
         self.check(vector)?;
         let asked = Asked { segments: &self.segments, want: rows, admits: None };
-        let lists = lists.unwrap_or_else(|| self.lists(kind, rows, self.n_rows));
+        let lists = lists.unwrap_or_else(|| self.lists(kind, rows, self.n_rows - self.n_deleted));
         let found = match &self.codebook {
             Some(codebook) if lists > 0 => scan::nearest_lists(&asked, codebook, vector, lists)?,
             _ => scan::all(&asked, &[vector])?.pop().unwrap_or_default(),
@@ -260,8 +262,11 @@ impl VectorIndex {
             Some(point) => point.lists,
             None => last.lists * rows.div_ceil(last.rows),
         };
-        // Where fewer rows can be answers, the nearest of them lie further away.
-        let lists = (lists as f64 * self.n_rows as f64 / matching.max(1) as f64) as usize;
+        // Where fewer rows can be answers, the nearest of them lie further away; and a filter may leave out
+        // just what lies near.
+        let n_live = self.n_rows - self.n_deleted;
+        let further = if matching < n_live { FILTERED } else { 1 };
+        let lists = lists.saturating_mul(further).saturating_mul(self.n_rows) / matching.max(1);
         if lists * 2 >= codebook.n_lists() { 0 } else { lists.max(1) }
     }
 
@@ -287,7 +292,11 @@ impl VectorIndex {
         let together: Vec<usize> = (0..questions.len())
             .filter(|i| {
                 questions[*i].filter.is_open()
-                    && self.lists(questions[*i].kind, rows_for(questions[*i].clips), self.n_rows) == 0
+                    && self.lists(
+                        questions[*i].kind,
+                        rows_for(questions[*i].clips),
+                        self.n_rows - self.n_deleted,
+                    ) == 0
             })
             .collect();
         for chunk in together.chunks(TOGETHER).filter(|chunk| chunk.len() > 1) {
