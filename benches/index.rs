@@ -1,6 +1,6 @@
 //! The vector index alone: building, opening, searching, on vectors and queries whose answers are known.
 //!
-//! `cargo bench --bench index -- DIR [--lists N] [--exact-rows 200000] [--shard-rows 100000] [--keep RUN]`.
+//! `cargo bench --bench index -- DIR [--exact-rows 200000] [--shard-rows 100000] [--keep RUN]`.
 //! DIR is what `benches/peers/make_vectors.py` writes. The rows are first written as the shards of a run; then
 //! lines of JSON tell what `benches/peers/compare_index.py` compares: the CPU seconds and bytes of the index,
 //! how long it takes to open, and for each number of lists visited, recall@10 and queries a CPU second, one a
@@ -21,6 +21,7 @@ use clap::Parser;
 use pipeline::{engines::measure::kernel_mib, run::cpu_seconds};
 use serde_json::json;
 use stages::{
+    files::NpyForm,
     index::{
         Index,
         ledger::Ledger,
@@ -129,9 +130,12 @@ fn build(args: &Args, run: &Path, folder: &Path) -> Result<()> {
 
 /// The ten nearest of each query.
 fn truth(path: &Path) -> Result<Vec<Vec<u32>>> {
-    let bytes = fs::read(path).with_context(|| path.display().to_string())?;
-    let header = usize::from(u16::from_le_bytes([bytes[8], bytes[9]])) + 10;
-    let rows = bytes[header..].chunks_exact(100 * 4);
+    let told = || path.display().to_string();
+    let bytes = fs::read(path).with_context(told)?;
+    let mut rest = &bytes[..];
+    let form = NpyForm::read(&mut rest).context("it is no NumPy file").with_context(told)?;
+    ensure!(form.descr == "<u4" && form.shape.len() == 2, "{}: need rows of u32", told());
+    let rows = rest.chunks_exact(form.shape[1] * 4);
     Ok(rows.map(|r| r.as_chunks().0[..NEAREST].iter().map(|b| u32::from_le_bytes(*b)).collect()).collect())
 }
 

@@ -7,9 +7,9 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow};
 use stages::{
-    files::NPY_MAGIC,
+    files::NpyForm,
     index::{self, schema::VectorShape, shard::Provenance},
     item::{ClipEnd, ClipId, ClipRef, EmbeddingBatch, FileIdentity, FrameInfo, Pts},
 };
@@ -17,41 +17,29 @@ use stages::{
 /// Rows of a NumPy file, in order.
 pub struct Rows {
     file: BufReader<File>,
+    form: NpyForm,
     /// Rows of the file.
     pub n: usize,
     /// Values of a row.
     pub dim: usize,
-    is_half: bool,
 }
 
 impl Rows {
     /// Of a file of two dimensions, float16 or float32.
     pub fn open(path: &Path) -> Result<Self> {
-        let mut file = File::open(path).with_context(|| path.display().to_string())?;
-        let mut start = vec![0; 10];
-        file.read_exact(&mut start)?;
-        ensure!(start.starts_with(NPY_MAGIC), "{} is no NumPy file", path.display());
-        let mut header = vec![0; usize::from(u16::from_le_bytes([start[8], start[9]]))];
-        file.read_exact(&mut header)?;
-        let header = String::from_utf8(header)?;
-        let (_, shape) = header.split_once("'shape': (").context("a shape")?;
-        let (shape, _) = shape.split_once(')').context("a shape")?;
-        let sizes: Vec<usize> = shape.split(',').filter_map(|n| n.trim().parse().ok()).collect();
-        let [n, dim] = sizes[..] else { return Err(anyhow!("shape is {shape}, need two sizes")) };
-        let is_half = header.contains("'<f2'");
-        ensure!(is_half || header.contains("'<f4'"), "need float16 or float32: {header}");
-        Ok(Self { file: BufReader::new(file), n, dim, is_half })
+        let told = || path.display().to_string();
+        let mut file = BufReader::new(File::open(path).with_context(told)?);
+        let form = NpyForm::read(&mut file).context("it is no NumPy file").with_context(told)?;
+        let [n, dim] = form.shape[..] else { return Err(anyhow!("{}: need two sizes: {form:?}", told())) };
+        Ok(Self { file, form, n, dim })
     }
 
     /// The next `n` rows.
     pub fn next(&mut self, n: usize) -> Result<Vec<f32>> {
-        let mut bytes = vec![0; n * self.dim * if self.is_half { 2 } else { 4 }];
+        let value_bytes = self.form.value_bytes().context("need float16 or float32")?;
+        let mut bytes = vec![0; n * self.dim * value_bytes];
         self.file.read_exact(&mut bytes)?;
-        Ok(if self.is_half {
-            bytes.as_chunks::<2>().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect()
-        } else {
-            bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
-        })
+        self.form.values(&bytes).context("need float16 or float32")
     }
 }
 

@@ -12,7 +12,7 @@ use benches::{
     vectors::{Rows, parts, settings},
 };
 use clap::Parser;
-use pipeline::run::cpu_seconds;
+use pipeline::{engines::measure::kernel_mib, run::cpu_seconds};
 use stages::{
     index::{
         Index,
@@ -56,11 +56,9 @@ struct Args {
     bench: bool,
 }
 
-/// Peak of resident memory, in KiB.
-fn peak_kib() -> Result<u64> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).context("VmHWM")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
+/// The most memory that the process held.
+fn peak_mib() -> u64 {
+    kernel_mib("/proc/self/status", "VmHWM")
 }
 
 fn main() -> Result<()> {
@@ -80,7 +78,7 @@ fn main() -> Result<()> {
     ensure!(standing.shards.is_empty(), "{} holds a run", folder.display());
     let mut stage = Index::open(settings, ledger)?;
     const CLIPS_AT_ONCE: usize = 64;
-    let (mut cpu_s, mut wall_s, mut before_kib) = (0.0, 0.0, 0);
+    let (mut cpu_s, mut wall_s, mut before_mib) = (0.0, 0.0, 0);
     let (mut done, mut id) = (0, 0);
     while done < n {
         let now = (CLIPS_AT_ONCE * args.frames).min(n - done);
@@ -92,7 +90,7 @@ fn main() -> Result<()> {
         }
         drop(vectors);
         if done == 0 {
-            before_kib = peak_kib()?;
+            before_mib = peak_mib();
         }
         let (cpu, wall) = (cpu_seconds(), Instant::now());
         for batch in batches {
@@ -106,7 +104,7 @@ fn main() -> Result<()> {
     stage.finish(&mut Kept(Vec::new())).map_err(|e| anyhow!("{e}"))?;
     cpu_s += cpu_seconds() - cpu;
     wall_s += wall.elapsed().as_secs_f64();
-    let peak = peak_kib()? - before_kib;
+    let peak = peak_mib() - before_mib;
     let manifests: Vec<Manifest> =
         (0..).map_while(|shard| Manifest::read(&folder, shard).transpose()).collect::<Result<_>>()?;
     let written: u64 = manifests.iter().map(|m| m.frames.rows).sum();
@@ -115,7 +113,7 @@ fn main() -> Result<()> {
     let line = serde_json::json!({
         "rows": n, "dim": dim, "image_dim": args.image_dim, "embedding": args.embedding, "cpu_s": cpu_s,
         "wall_s": wall_s, "cpu_us_a_row": cpu_s / n as f64 * 1e6, "bytes_a_row": bytes as f64 / n as f64,
-        "peak_mib": peak as f64 / 1024.0,
+        "peak_mib": peak,
     });
     print(&line.to_string());
     if !args.keep {

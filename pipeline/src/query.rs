@@ -90,6 +90,7 @@ impl Searcher {
     pub fn open(folders: &[PathBuf], told: &mut dyn FnMut(&str)) -> Result<Self> {
         let records = folders.iter().map(|f| Ok((f, Record::read(f)?))).collect::<Result<Vec<_>>>()?;
         let (folder, record) = records.first().context("no run is named")?;
+        let form = |record: &Record| record.identity.get(INT8_FORM).cloned();
         for (other_folder, other) in &records {
             if other.model_hash != record.model_hash {
                 bail!(
@@ -102,9 +103,6 @@ impl Searcher {
                     other.model_hash
                 );
             }
-        }
-        let form = |record: &Record| record.identity.get(INT8_FORM).cloned();
-        for (other_folder, other) in &records {
             if form(other).is_some() && form(record).is_some() && form(other) != form(record) {
                 bail!(
                     "{} and {} were indexed with different int8 forms of {}: they cannot be searched together",

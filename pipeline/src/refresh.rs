@@ -1,6 +1,6 @@
 //! The vector index of a run: kept up with its shards, tuned, told of.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use stages::{
     index::{
         ledger::{Ledger, Standing, lock},
         rewrite_rejects,
-        vectors::{Builder, Damage, Filter, Point, Settings, VectorIndex, is_missing},
+        vectors::{Builder, Damage, Filter, Point, Settings, VectorIndex, folder, is_missing},
     },
     model::{Home, Model},
 };
@@ -18,11 +18,6 @@ use crate::record::Record;
 
 /// Words that the probe asks for, a line each.
 const PROBE_WORDS: &str = include_str!("probe_words.txt");
-
-/// Where the index of a run is.
-pub fn folder(run: &Path) -> PathBuf {
-    run.join("vectors")
-}
 
 /// Makes the index hold what the run does, trains and measures its lists where it has any, and enters what
 /// they find in the run's record. `anew` makes every file again. Tells what it is about to do.

@@ -18,13 +18,10 @@ use pipeline::{
 };
 use stages::{
     files::read_npy,
-    index::vectors::{Condition, Filter, verify},
+    index::vectors::{Condition, Filter, TOGETHER, verify},
 };
 
 use crate::print;
-
-/// Queries that are searched for together.
-const TOGETHER: usize = 8;
 
 #[derive(Args)]
 pub(crate) struct SearchArgs {

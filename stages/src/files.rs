@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Write as _},
+    io::{self, Read, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -46,11 +46,8 @@ pub fn sealed_json(object: &impl Serialize) -> Result<String> {
 pub fn read_sealed<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
     let damaged = || format!("{} is damaged", path.display());
     let text = str::from_utf8(bytes).with_context(damaged)?;
-    // Where the digits are, whatever became of the letters around them.
-    let digits = SEAL_AT..SEAL_AT + SEAL_DIGITS;
-    let is_digit = |b: &&u8| b.is_ascii_hexdigit();
-    let n_digits = bytes.get(digits.clone()).map_or(0, |found| found.iter().filter(is_digit).count());
-    if n_digits > SEAL_DIGITS / 2 || text.starts_with(&format!("{{\n  {SEAL}")) {
+    if is_sealed(bytes) {
+        let digits = SEAL_AT..SEAL_AT + SEAL_DIGITS;
         let mut blank = bytes.to_vec();
         if let Some(digits) = blank.get_mut(digits.clone()) {
             digits.fill(b'0');
@@ -60,6 +57,14 @@ pub fn read_sealed<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> 
         }
     }
     serde_json::from_str(text).with_context(damaged)
+}
+
+/// Whether a text has a seal, which need not hold: most of its digits, or what stands before them.
+pub fn is_sealed(text: &[u8]) -> bool {
+    let is_digit = |b: &&u8| b.is_ascii_hexdigit();
+    let digits = text.get(SEAL_AT..SEAL_AT + SEAL_DIGITS);
+    let n_digits = digits.map_or(0, |digits| digits.iter().filter(is_digit).count());
+    n_digits > SEAL_DIGITS / 2 || text.starts_with(format!("{{\n  {SEAL}").as_bytes())
 }
 
 /// The bytes before the values of a NumPy file, format 1.0, of little-endian f32 in row-major order. Their
@@ -87,7 +92,7 @@ fn npy_header_of(descr: &str, shape: &str) -> Vec<u8> {
 }
 
 /// What a NumPy file of format 1.0 starts with.
-pub const NPY_MAGIC: &[u8] = b"\x93NUMPY\x01\x00";
+const NPY_MAGIC: &[u8] = b"\x93NUMPY\x01\x00";
 
 /// The rows of a NumPy file of little-endian float32 or float16, and their length. A file of one dimension
 /// is one row.
@@ -99,29 +104,57 @@ pub fn read_npy(path: &Path) -> Result<(Vec<f32>, usize)> {
     Ok((values, dim))
 }
 
-fn parse_npy(bytes: &[u8]) -> Option<(Vec<f32>, usize)> {
-    let rest = bytes.strip_prefix(NPY_MAGIC)?;
-    let (len, rest) = rest.split_first_chunk::<2>()?;
-    let (header, data) = rest.split_at_checked(usize::from(u16::from_le_bytes(*len)))?;
-    let header = str::from_utf8(header).ok()?;
-    let after = |key: &str| header.split_once(key).map(|(_, rest)| rest);
-    let shape = after("'shape': (")?.split_once(')')?.0;
-    let shape: Vec<usize> = shape
-        .split(',')
-        .map(str::trim)
-        .filter(|d| !d.is_empty())
-        .map(|d| d.parse().ok())
-        .collect::<Option<_>>()?;
-    if !after("'fortran_order': ")?.starts_with("False") || !(1..=2).contains(&shape.len()) {
-        return None;
+fn parse_npy(mut bytes: &[u8]) -> Option<(Vec<f32>, usize)> {
+    let form = NpyForm::read(&mut bytes)?;
+    let dim = *form.shape.last()?;
+    let values = form.values(bytes)?;
+    let is_whole = dim > 0 && values.len() == form.shape.iter().product::<usize>();
+    is_whole.then_some((values, dim))
+}
+
+/// What a NumPy file says of its values.
+#[derive(Clone, Debug)]
+pub struct NpyForm {
+    /// Their type, such as `<f4`.
+    pub descr: String,
+    /// One size or two.
+    pub shape: Vec<usize>,
+}
+
+impl NpyForm {
+    /// Reads what stands before the values; none where that is no array of rows in NumPy's format 1.0.
+    pub fn read(from: &mut impl Read) -> Option<Self> {
+        let mut start = [0; NPY_MAGIC.len() + 2];
+        from.read_exact(&mut start).ok()?;
+        let len: [u8; 2] = start.strip_prefix(NPY_MAGIC)?.try_into().ok()?;
+        let mut header = vec![0; usize::from(u16::from_le_bytes(len))];
+        from.read_exact(&mut header).ok()?;
+        let header = str::from_utf8(&header).ok()?;
+        let after = |key: &str| header.split_once(key).map(|(_, rest)| rest);
+        let shape = after("'shape': (")?.split_once(')')?.0;
+        let sizes = shape.split(',').map(str::trim).filter(|d| !d.is_empty());
+        let shape: Vec<usize> = sizes.map(|d| d.parse().ok()).collect::<Option<_>>()?;
+        let is_rows = after("'fortran_order': ")?.starts_with("False") && (1..=2).contains(&shape.len());
+        let descr = after("'descr': '")?.split_once('\'')?.0.to_owned();
+        is_rows.then_some(Self { descr, shape })
     }
-    let dim = *shape.last()?;
-    let values: Vec<f32> = match after("'descr': '")?.get(..3)? {
-        "<f4" => data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        "<f2" => data.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-        _ => return None,
-    };
-    (dim > 0 && values.len() == shape.iter().product::<usize>()).then_some((values, dim))
+
+    /// Bytes of a value; none where it is neither float32 nor float16.
+    pub fn value_bytes(&self) -> Option<usize> {
+        match self.descr.as_str() {
+            "<f4" => Some(4),
+            "<f2" => Some(2),
+            _ => None,
+        }
+    }
+
+    /// Values from their bytes, as float32.
+    pub fn values(&self, bytes: &[u8]) -> Option<Vec<f32>> {
+        Some(match self.value_bytes()? {
+            4 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            _ => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+        })
+    }
 }
 
 #[cfg(test)]

@@ -97,7 +97,7 @@ impl Index {
     /// Goes on with the run whose ledger is open.
     pub fn open(settings: Settings, ledger: Ledger) -> Result<Self> {
         let open =
-            || Builder::open(&settings.folder, &settings.folder.join("vectors"), settings.shape.dim, false);
+            || Builder::open(&settings.folder, &vectors::folder(&settings.folder), settings.shape.dim, false);
         let vectors = settings.vectors.then(open).transpose()?;
         let (pending, rejected) = Default::default();
         Ok(Self { settings, ledger, vectors, pending, rejected, shard: None })

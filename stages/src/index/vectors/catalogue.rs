@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use super::{probe::Recall, sealed::Damage};
-use crate::files::{read_sealed, sealed_json, sync_folder_of, write_whole};
+use crate::files::{is_sealed, read_sealed, sealed_json, sync_folder_of, write_whole};
 
 /// Raised when a file of the index changes its meaning. An index of another number is made anew.
 const FORMAT: u32 = 1;
@@ -72,7 +72,8 @@ impl Catalogue {
         };
         let damage = |what: String| Damage { path: path.clone(), what };
         let read: Self = read_sealed(&path, &text).map_err(|e| damage(e.root_cause().to_string()))?;
-        if !text.windows(8).take(8).any(|w| w == b"\"seal\": ") {
+        // No version wrote one without.
+        if !is_sealed(&text) {
             return Err(damage("it has no seal".into()).into());
         }
         if read.format != FORMAT {
@@ -90,7 +91,8 @@ impl Catalogue {
     }
 }
 
-fn path(folder: &Path) -> PathBuf {
+/// The catalogue's file.
+pub(crate) fn path(folder: &Path) -> PathBuf {
     folder.join("index.json")
 }
 

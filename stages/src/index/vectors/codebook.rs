@@ -142,10 +142,8 @@ impl Codebook {
 
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
         let mut file = SealedWriter::create(path.to_owned())?;
-        file.section("codes")?;
-        file.write("codes", &self.codes)?;
-        file.section("scales")?;
-        file.write("scales", self.scales.as_flattened())?;
+        file.add("codes", &self.codes)?;
+        file.add("scales", self.scales.as_flattened())?;
         file.finish(&Facts { dim: self.dim, n_lists: self.n_lists() })
     }
 

@@ -27,8 +27,7 @@ pub(crate) fn bits(rows: &Rows, clips: &HashSet<u64>) -> Result<(Vec<u64>, usize
 
 pub(crate) fn write(path: &Path, bits: &[u64]) -> Result<()> {
     let mut file = SealedWriter::create(path.to_owned())?;
-    file.section("bits")?;
-    file.write("bits", &bits.iter().flat_map(|b| b.to_le_bytes()).collect::<Vec<u8>>())?;
+    file.add("bits", &bits.iter().flat_map(|b| b.to_le_bytes()).collect::<Vec<u8>>())?;
     file.finish(&())
 }
 

@@ -75,12 +75,11 @@ pub(crate) fn write_lists(path: &Path, rows: &Rows, codebook: Option<(&str, &Cod
         let scale = encode_half_row(&vectors, &mut wide, &mut codes);
         most_scale = most_scale.max(scale);
         scales.extend(scale.to_le_bytes());
-        file.write("codes", &codes)?;
+        file.write(&codes)?;
     }
     let numbers = |numbers: &[u32]| numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>();
     for (name, bytes) in [("scales", scales), ("ids", numbers(&ids)), ("ends", numbers(&ends))] {
-        file.section(name)?;
-        file.write(name, &bytes)?;
+        file.add(name, &bytes)?;
     }
     file.finish(&ListsFacts {
         shard: facts.shard,

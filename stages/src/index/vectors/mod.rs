@@ -31,9 +31,17 @@ mod sealed;
 mod search;
 mod verify;
 
+use std::path::{Path, PathBuf};
+
 pub use build::{Builder, Settings, is_missing};
 pub use filter::{Condition, Filter};
 pub use probe::{Kind, Point, Recall};
+pub use scan::TOGETHER;
 pub use sealed::Damage;
 pub use search::{Answer, Hit, How, Nearest, Question, VectorIndex, diverse};
 pub use verify::verify;
+
+/// Where the index of the run in folder `run` is.
+pub fn folder(run: &Path) -> PathBuf {
+    run.join("vectors")
+}

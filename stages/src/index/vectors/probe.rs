@@ -7,15 +7,13 @@ use serde::{Deserialize, Serialize};
 use super::{
     codebook::Codebook,
     parallel::parallel,
-    scan::{self, Asked, Scored, Segment},
+    scan::{self, Asked, Scored, Segment, TOGETHER},
 };
 
 /// Stored rows that are asked for.
 const FRAMES: usize = 200;
 /// Numbers of rows wanted at which recall is measured.
 const WANTED: [usize; 3] = [10, 100, 1000];
-/// Queries answered by one scan of all.
-const TOGETHER: usize = 8;
 
 /// What a query looks like. Frames lie near their lists' centroids, texts far from all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -90,13 +90,12 @@ impl RowsWriter {
         self.clips[entry + 12..entry + 16].copy_from_slice(&n_rows.to_le_bytes());
         self.bytes.clear();
         self.bytes.extend(vectors.iter().flat_map(|v| v.to_le_bytes()));
-        self.file.write("vectors", &self.bytes)
+        self.file.write(&self.bytes)
     }
 
     pub(crate) fn finish(mut self, source: String) -> Result<()> {
         for (name, bytes) in [("frames", &self.frames), ("clips", &self.clips), ("text", &self.text)] {
-            self.file.section(name)?;
-            self.file.write(name, bytes)?;
+            self.file.add(name, bytes)?;
         }
         let n_clips = self.clips.len() / CLIP_BYTES;
         let Self { shard, dim, n_rows, .. } = self;

@@ -26,7 +26,9 @@ use super::{
 /// How far a score is trusted to err, in its deviations. Two scores' difference errs so much once in 40,000
 /// times, and only for a row at the very edge of the best does that matter.
 const DEVIATIONS: f32 = 6.0;
-/// Rows scored at once: their products, of eight queries, stay in the nearest cache.
+/// Queries that share a scan.
+pub const TOGETHER: usize = 8;
+/// Rows scored at once: their products, of so many queries, stay in the nearest cache.
 const BLOCK_ROWS: usize = 256;
 /// Rows below which a second thread costs more than it gives.
 const PARALLEL_ROWS: usize = 50_000;

@@ -70,7 +70,8 @@ pub(crate) struct SealedWriter {
     block: Vec<u8>,
     sums: Vec<u8>,
     at: u64,
-    sections: BTreeMap<String, (u64, u64)>,
+    /// First byte and length, the last one being written.
+    sections: Vec<(String, (u64, u64))>,
 }
 
 impl SealedWriter {
@@ -84,7 +85,7 @@ impl SealedWriter {
             block: Vec::with_capacity(BLOCK),
             sums: Vec::new(),
             at: 0,
-            sections: BTreeMap::new(),
+            sections: Vec::new(),
         })
     }
 
@@ -92,16 +93,21 @@ impl SealedWriter {
     pub(crate) fn section(&mut self, name: &str) -> Result<()> {
         let padding = (self.at as usize).next_multiple_of(ALIGN) - self.at as usize;
         self.put(&[0; ALIGN][..padding])?;
-        self.sections.insert(name.to_owned(), (self.at, 0));
+        self.sections.push((name.to_owned(), (self.at, 0)));
         Ok(())
     }
 
-    /// Adds to the section `name`, which was begun last.
-    pub(crate) fn write(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
-        self.put(bytes)?;
-        let section = self.sections.get_mut(name).with_context(|| format!("section {name} was not begun"))?;
-        section.1 += bytes.len() as u64;
-        Ok(())
+    /// Adds to the section that was begun last.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let (_, (_, len)) = self.sections.last_mut().context("a section was begun")?;
+        *len += bytes.len() as u64;
+        self.put(bytes)
+    }
+
+    /// A section and all of its bytes.
+    pub(crate) fn add(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.section(name)?;
+        self.write(bytes)
     }
 
     fn put(&mut self, mut bytes: &[u8]) -> Result<()> {
@@ -125,13 +131,13 @@ impl SealedWriter {
 
     /// Makes the file whole and gives it its name.
     pub(crate) fn finish(mut self, facts: &impl Serialize) -> Result<()> {
-        let failed = || format!("cannot write {}", self.partial.display());
         if !self.block.is_empty() {
-            self.sums.extend(checksum(&self.block).to_le_bytes());
+            self.end_block();
         }
+        let failed = || format!("cannot write {}", self.partial.display());
         let foot = Foot {
             facts: serde_json::to_value(facts)?,
-            sections: self.sections,
+            sections: self.sections.into_iter().collect(),
             data_bytes: self.at,
             sums: checksum(&self.sums),
         };
@@ -312,11 +318,10 @@ mod tests {
     fn written(folder: &Path) -> PathBuf {
         let path = folder.join("a");
         let mut writer = SealedWriter::create(path.clone()).unwrap();
-        writer.section("first").unwrap();
-        writer.write("first", &[1; 100]).unwrap();
+        writer.add("first", &[1; 100]).unwrap();
         writer.section("second").unwrap();
         for i in 0..300u32 {
-            writer.write("second", &[i as u8; 200]).unwrap();
+            writer.write(&[i as u8; 200]).unwrap();
         }
         writer.finish(&serde_json::json!({"rows": 7})).unwrap();
         path

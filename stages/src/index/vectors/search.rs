@@ -12,12 +12,12 @@ use kernels::dot::dot_f16;
 
 use super::{
     build::open_segment,
-    catalogue::Catalogue,
+    catalogue::{self, Catalogue},
     codebook::Codebook,
     deleted,
     filter::Filter,
     probe::{Kind, Recall},
-    scan::{self, Asked, Scored, Segment},
+    scan::{self, Asked, Scored, Segment, TOGETHER},
     sealed::Damage,
 };
 use crate::index::{ledger::Standing, shard::shard_path};
@@ -30,8 +30,6 @@ const ROW_COST: usize = 8;
 const FILTERED: usize = 4;
 /// Rows asked for at first, for each clip wanted: a clip's frames come together.
 const ROWS_PER_CLIP: usize = 4;
-/// Questions answered by one scan of all rows.
-const TOGETHER: usize = 8;
 /// Rows before a frame, and after it, that may be of its moment.
 const MOMENT_ROWS: usize = 4096;
 /// A frame belongs to the moment around the best one if its score falls off by no more than this.
@@ -199,6 +197,11 @@ impl VectorIndex {
         self.n_rows
     }
 
+    /// Those that are not deleted.
+    fn n_live(&self) -> usize {
+        self.n_rows - self.n_deleted
+    }
+
     /// Lists of its codebook, if it has one.
     pub fn n_lists(&self) -> Option<usize> {
         self.codebook.as_ref().map(Codebook::n_lists)
@@ -220,7 +223,7 @@ impl VectorIndex {
     ) -> Result<Vec<Nearest>> {
         self.check(vector)?;
         let asked = Asked { segments: &self.segments, want: rows, admits: None };
-        let lists = lists.unwrap_or_else(|| self.lists(kind, rows, self.n_rows - self.n_deleted));
+        let lists = lists.unwrap_or_else(|| self.lists(kind, rows, self.n_live()));
         let found = match &self.codebook {
             Some(codebook) if lists > 0 => scan::nearest_lists(&asked, codebook, vector, lists)?,
             _ => scan::all(&asked, &[vector])?.pop().unwrap_or_default(),
@@ -264,8 +267,7 @@ impl VectorIndex {
         };
         // Where fewer rows can be answers, the nearest of them lie further away; and a filter may leave out
         // just what lies near.
-        let n_live = self.n_rows - self.n_deleted;
-        let further = if matching < n_live { FILTERED } else { 1 };
+        let further = if matching < self.n_live() { FILTERED } else { 1 };
         let lists = lists.saturating_mul(further).saturating_mul(self.n_rows) / matching.max(1);
         if lists * 2 >= codebook.n_lists() { 0 } else { lists.max(1) }
     }
@@ -291,12 +293,8 @@ impl VectorIndex {
         let mut answers: Vec<Option<Answer>> = vec![None; questions.len()];
         let together: Vec<usize> = (0..questions.len())
             .filter(|i| {
-                questions[*i].filter.is_open()
-                    && self.lists(
-                        questions[*i].kind,
-                        rows_for(questions[*i].clips),
-                        self.n_rows - self.n_deleted,
-                    ) == 0
+                let Question { kind, clips, filter, .. } = questions[*i];
+                filter.is_open() && self.lists(kind, rows_for(clips), self.n_live()) == 0
             })
             .collect();
         for chunk in together.chunks(TOGETHER).filter(|chunk| chunk.len() > 1) {
@@ -318,11 +316,11 @@ impl VectorIndex {
 
     fn find_one(&self, question: &Question<'_>) -> Result<Answer> {
         let matching = Matching::of(&self.segments, question.filter)?;
-        let n_matching = matching.as_ref().map_or(self.n_rows - self.n_deleted, |m| m.n_rows);
+        let n_matching = matching.as_ref().map_or(self.n_live(), |m| m.n_rows);
         let admits = matching.as_ref().map(|m| {
             move |segment: usize, row: usize| m.admits(&self.segments, question.filter, segment, row)
         });
-        let asked = Asked {
+        let mut asked = Asked {
             segments: &self.segments,
             want: rows_for(question.clips),
             admits: admits.as_ref().map(|admits| admits as scan::Admits<'_>),
@@ -334,7 +332,6 @@ impl VectorIndex {
             let how = How::Matching { rows: n_matching, of: self.n_rows };
             return Ok(Answer { hits: self.hits(best, question)?, how });
         }
-        let mut asked = asked;
         loop {
             let lists = self.lists(question.kind, asked.want, n_matching);
             let (found, how) = match &self.codebook {
@@ -431,7 +428,7 @@ fn moment_floor(scores: &[f32], best: usize) -> f32 {
 }
 
 fn damage(folder: &Path, what: &str) -> anyhow::Error {
-    anyhow!(Damage { path: folder.join("index.json"), what: what.to_owned() })
+    anyhow!(Damage { path: catalogue::path(folder), what: what.to_owned() })
 }
 
 /// The clips that a filter lets pass.

@@ -4,7 +4,12 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::{build::open_segment, catalogue::Catalogue, codebook::Codebook, sealed::Damage};
+use super::{
+    build::open_segment,
+    catalogue::{self, Catalogue},
+    codebook::Codebook,
+    sealed::Damage,
+};
 use crate::index::{
     ledger::Standing,
     manifest::{Manifest, check_rejects},
@@ -34,8 +39,8 @@ pub fn verify(run: &Path) -> Result<Vec<String>> {
             Err(e) => note(Err(e)),
         }
     }
-    let folder = run.join("vectors");
-    let missing = |what: String| Damage { path: folder.join("index.json"), what };
+    let folder = super::folder(run);
+    let missing = |what: String| Damage { path: catalogue::path(&folder), what };
     match Catalogue::read(&folder) {
         Ok(Some(catalogue)) => {
             for entry in &catalogue.segments {
