@@ -8,18 +8,19 @@ export CLIPMILL_HOME ?= $(or $(XDG_DATA_HOME),$(HOME)/.local/share)/clipmill
 
 # Names are the same on Debian 12 and Ubuntu 24.04.
 BUILD_PACKAGES := build-essential pkg-config libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev \
-	libavformat-dev libavcodec-dev libavutil-dev libswscale-dev
+	libavformat-dev libavcodec-dev libavutil-dev libswscale-dev libffmpeg-nvenc-dev
 RUN_PACKAGES := gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad \
 	gstreamer1.0-plugins-ugly gstreamer1.0-libav
 SETUP_PACKAGES := python3 python3-venv ca-certificates
 PYTHON := $(CLIPMILL_HOME)/setup-venv/bin/python
 PEERS := .venv/bin/python
 
-.PHONY: help packages setup quantizer readers demo test eval check bench bench-peers bench-index
+.PHONY: help packages setup gpu gpu-packages quantizer readers demo test eval check bench bench-peers bench-index pack-gpu
 help:
 	@echo "make demo    set up, index a handful of real clips, search them"
 	@echo "make test    set up, run all tests"
 	@echo "make setup   Debian packages, ONNX Runtime, OpenVINO (not with WITHOUT=openvino), the default model"
+	@echo "make gpu     NVIDIA's compiler for the kernels (NVRTC, from PyPI), where CUDA is not installed"
 	@echo "make eval    score the default model on UCF101's clips, in fp32 and as it runs here"
 	@echo "make check   formatting and lints"
 	@echo "make bench   each stage alone, then the whole; results in benches/results/"
@@ -46,6 +47,19 @@ $(PYTHON):
 setup: packages
 	@$(MAKE) -s $(PYTHON)
 	@$(PYTHON) stages/models/fetch.py --home $(CLIPMILL_HOME) $(if $(WITHOUT),--without $(WITHOUT))
+	@$(PYTHON) kernels/fetch.py --home $(CLIPMILL_HOME) headers || echo "note: clipmill is built without TensorRT"
+	@# Cargo watches that folder only if it was there at the last build.
+	@if [ kernels/build.rs -ot $(CLIPMILL_HOME)/include ]; then touch kernels/build.rs; fi
+
+# What tests of the GPU path use where there is no GPU; without, they skip aloud.
+gpu-packages: packages
+	@$(MAKE) -s $(PYTHON)
+	@$(PYTHON) kernels/fetch.py --home $(CLIPMILL_HOME) gpu-packages || echo "note: tests with NVRTC or TensorRT-RTX are skipped"
+
+# The compiler of our kernels, for who has a driver and no CUDA toolkit.
+gpu: packages
+	@$(MAKE) -s $(PYTHON)
+	@$(PYTHON) kernels/fetch.py --home $(CLIPMILL_HOME) nvrtc
 
 # What `clipmill model quantize` works with.
 quantizer: setup
@@ -77,7 +91,7 @@ demo: setup
 	@echo; echo '$$ clipmill search runs/demo "a rabbit in a meadow" -k 3'
 	@target/release/clipmill search runs/demo "a rabbit in a meadow" -k 3
 
-test: quantizer readers
+test: quantizer readers gpu-packages
 	cargo build --workspace --all-targets
 	@[ -f $(BANK) ] || target/debug/clipmill model build efficientnet-lite0-minilm
 	CLIPMILL_REQUIRE_MODEL=1 cargo test --workspace --no-fail-fast
@@ -108,7 +122,15 @@ bench: setup $(PEERS)
 	@[ -d $(BENCH_CLIPS) ] || $(PEERS) benches/peers/make_clips.py $(BENCH_CLIPS) 60 --source $(CLIPMILL_HOME)/clips
 	cargo bench -p benches --bench preprocess
 	cargo bench -p benches --bench edge
+	cargo bench -p benches --bench gpu -- cpu
 	cargo bench -p benches --bench stages -- $(BENCH_CLIPS)
+
+# For a GPU machine without network: see benches/gpu/pack.sh and benches/gpu/run.sh.
+pack-gpu: setup gpu $(PEERS)
+	@[ -d $(BENCH_CLIPS) ] || $(PEERS) benches/peers/make_clips.py $(BENCH_CLIPS) 60 --source $(CLIPMILL_HOME)/clips
+	cargo build --release -p pipeline --bin clipmill
+	cargo build --release -p benches --bench gpu
+	CLIPS=$(BENCH_CLIPS) benches/gpu/pack.sh target/gpu-pack
 
 bench-peers: setup $(PEERS)
 	@cargo build --release --quiet -p pipeline

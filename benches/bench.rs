@@ -3,6 +3,7 @@
 //! CPU seconds are compared, not wall seconds: they hardly depend on what else the machine does. A
 //! ratio of two of them from one run is what a figure is worth.
 
+pub mod gpu;
 pub mod vectors;
 
 use std::{fs, path::PathBuf, process::Command};

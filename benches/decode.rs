@@ -95,7 +95,7 @@ fn main() -> Result<()> {
         plan: !args.no_plan && args.mode != "decode",
         threads: 1,
         ..Settings::new(sampling, RECIPE)
-    });
+    })?;
     decode(&mut stage, &loaded.0[0])?;
     let cpu = pipeline::run::cpu_seconds();
     let (mut frames, mut clips) = (0, 0);

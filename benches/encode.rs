@@ -17,7 +17,7 @@ use pipeline::{
 };
 use stages::{
     encode::{
-        self, Encode, Encoder as _,
+        self, Encode,
         image::ImageTower,
         network::{Backend, Libraries, Opening, Precision},
         quantized::image_file,
@@ -25,7 +25,7 @@ use stages::{
     item::{ClipId, ClipRef, EmbeddingBatch, FrameBatch, FrameInfo, Part, Pts},
     model::{Home, Model},
     stage::{Closed, Emit, Rejection, Stage as _},
-    tensors::TensorPool,
+    tensors::{TensorPool, Tensors},
 };
 
 #[derive(Parser)]
@@ -106,6 +106,8 @@ fn main() -> Result<()> {
             word => Some(named(&Precision::ALL, Precision::word, word)?),
         },
         batch: Some(args.batch),
+        on_gpu: false,
+        device: 0,
         workers: Some(1),
         threads: Some(args.threads),
         min_cosine: Wanted::MIN_COSINE,
@@ -118,7 +120,14 @@ fn main() -> Result<()> {
 
     let mut one: Box<dyn FnMut() -> Result<()>> = if args.stage {
         let image = image_file(&model, opening.engine.precision)?;
-        let settings = encode::Settings { model: model.clone(), image, opening, keep_image_embedding: false };
+        let settings = encode::Settings {
+            model: model.clone(),
+            image,
+            opening,
+            keep_image_embedding: false,
+            batch: 0,
+            device: 0,
+        };
         let mut stage = Encode::open(&settings, &libraries)?;
         let pool = TensorPool::new(tensors.len());
         let clip = Arc::new(ClipRef { id: ClipId(0), path: String::new(), label: None, extra: Vec::new() });
@@ -131,7 +140,9 @@ fn main() -> Result<()> {
             let info = FrameInfo { frame_index: 0, pts: Pts { nanos: 0 }, is_keyframe: true };
             let parts = vec![Part { clip: clip.clone(), frames: vec![info; n], end: None }];
             let mut count = Count(0);
-            stage.process(FrameBatch { parts, tensors: buffer }, &mut count).map_err(|e| anyhow!("{e}"))?;
+            stage
+                .process(FrameBatch { parts, tensors: Tensors::Host(buffer) }, &mut count)
+                .map_err(|e| anyhow!("{e}"))?;
             anyhow::ensure!(count.0 == n as u64, "{} rows of {n} frames", count.0);
             Ok(())
         })

@@ -35,7 +35,7 @@ use stages::{
     load::Load,
     model::{Home, Model},
     stage::{Kept, Stage},
-    tensors::TensorPool,
+    tensors::{TensorPool, Tensors},
 };
 
 #[derive(Parser)]
@@ -119,13 +119,16 @@ fn frame_batches(clips: &[Arc<ClipRef>], counts: &[u32], batch: usize, tensor_le
             let end = rest.is_empty().then(|| Box::new(end(*n)));
             parts.push(Part { clip: clip.clone(), frames: std::mem::replace(&mut infos, rest), end });
             if room == 0 {
-                batches.push(FrameBatch { parts: std::mem::take(&mut parts), tensors: pool.take() });
+                batches.push(FrameBatch {
+                    parts: std::mem::take(&mut parts),
+                    tensors: Tensors::Host(pool.take()),
+                });
                 room = batch;
             }
         }
     }
     if !parts.is_empty() {
-        batches.push(FrameBatch { parts, tensors: pool.take() });
+        batches.push(FrameBatch { parts, tensors: Tensors::Host(pool.take()) });
     }
     batches
 }
@@ -203,7 +206,7 @@ fn main() -> Result<()> {
         ended.map(|(id, n)| counts[id as usize] = n).count() as u64
     };
     cases.push(alone("decode", "clips", config.decode.workers, loaded, ends, move || {
-        Ok(Decode::open(settings.clone()))
+        Decode::open(settings.clone())
     })?);
     anyhow::ensure!(cases[1].n == n_loaded as u64, "some clips do not decode: choose others");
     if decode_only {

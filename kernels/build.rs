@@ -1,12 +1,16 @@
-//! Compiles `src/ffi/libav.c` against the machine's FFmpeg.
+//! Compiles `src/ffi/libav.c` against the machine's FFmpeg, and the shims for TensorRT.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "so a build script speaks to cargo")]
+
+#[path = "build/tensorrt.rs"]
+mod tensorrt;
 
 /// Releases before FFmpeg 5.1 lack what the shim asks for.
 const LIBRARIES: [(&str, &str); 4] =
     [("libavformat", "59.27"), ("libavcodec", "59.37"), ("libavutil", "57.28"), ("libswscale", "6.7")];
 
 fn main() {
+    tensorrt::compile();
     println!("cargo::rerun-if-changed=src/ffi/libav.c");
     println!("cargo::rerun-if-changed=src/ffi/libav.h");
     let mut shim = cc::Build::new();

@@ -62,7 +62,7 @@ fn nothing_is_left_of_the_clip_before() {
         });
         for backend in BACKENDS {
             for sampling in [Sampling::Count(8), Sampling::All] {
-                let mut stage = Decode::open(settings(backend, sampling));
+                let mut stage = Decode::open(settings(backend, sampling)).unwrap();
                 let before = decode(&mut stage, &good).unwrap();
                 for bad in &bad {
                     // Whatever comes of it.
@@ -336,7 +336,7 @@ fn playlists_are_refused() {
             .to_owned(),
     ];
     for backend in [Backend::Auto, Backend::Libav, Backend::Gstreamer] {
-        let mut stage = Decode::open(settings(backend, Sampling::All));
+        let mut stage = Decode::open(settings(backend, Sampling::All)).unwrap();
         for list in &lists {
             let path = folder.path().join("list.mp4");
             fs::write(&path, list).unwrap();

@@ -274,7 +274,8 @@ fn short_clips_share_a_batch() {
     let mut decode = Decode::open(stages::decode::Settings {
         batch_frames: 8,
         ..decoding::settings(Backend::Auto, Sampling::Count(3))
-    });
+    })
+    .unwrap();
     let mut batches = Kept(Vec::new());
     for i in 0..3 {
         let path = folder.path().join(format!("{i}.avi"));

@@ -9,7 +9,6 @@ use kernels::{
 };
 use stages::{
     encode::{
-        Encoder as _,
         image::ImageTower,
         network::{Libraries, Opening, reference},
     },

@@ -96,6 +96,45 @@ fn rooms_depend_one_way() {
     }
 }
 
+/// A kernel is a `.cu`, a module, a place in the fake driver, a test there and a bench.
+#[test]
+fn every_kernel_has_its_module_its_test_and_its_bench() {
+    let read = |path: &Path| fs::read_to_string(path).unwrap();
+    let rust = files(&["rs"]);
+    // Whether some file whose path begins so has the text.
+    let has = |start: &str, text: &str| {
+        let mut under =
+            rust.iter().filter(|p| p.strip_prefix(root()).unwrap().to_string_lossy().starts_with(start));
+        under.any(|path| read(path).contains(text))
+    };
+    let on_cpu = read(&root().join("tests/fake_gpu/kernels.cpp"));
+    let mut names = Vec::new();
+    for path in files(&["cu"]) {
+        let (file, name) =
+            (path.file_name().unwrap().to_str().unwrap(), path.file_stem().unwrap().to_str().unwrap());
+        names.push(file.to_owned());
+        assert!(has(&format!("kernels/src/{name}"), &format!("cu/{file}\")")), "{file} has no module {name}");
+        assert!(
+            on_cpu.contains(&format!("#include \"{file}\"")),
+            "{file} is not in tests/fake_gpu/kernels.cpp"
+        );
+        for kernel in read(&path).split("__global__").skip(1) {
+            // `void __launch_bounds__(…) kernel(…)`: bounds are compulsory, for they are tested.
+            let (_, rest) = kernel.split_once("__launch_bounds__(").unwrap();
+            let kernel = rest.split_once(") ").unwrap().1.split('(').next().unwrap();
+            assert!(on_cpu.contains(&format!("{{\"{kernel}\", kernel(")), "{kernel} is not in kernels.cpp");
+        }
+        for (what, start) in
+            [("test", "tests/gpu"), ("bench", "benches/gpu/kernels.rs"), ("parity", "benches/gpu/parity.rs")]
+        {
+            assert!(has(start, &format!("{name}::")), "{file} has no {what} in {start}");
+        }
+    }
+    let listed: Vec<&str> = kernels::gpu::program::SOURCES.iter().map(|(file, _)| *file).collect();
+    names.sort();
+    assert_eq!(listed, names, "SOURCES names them all");
+}
+
 #[test]
 fn every_config_checks_and_together_they_set_every_key() {
     let mut set = BTreeSet::new();
@@ -119,9 +158,13 @@ fn every_config_checks_and_together_they_set_every_key() {
 #[test]
 fn the_readme_names_what_exists() {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
-    for file in
-        ["configs/demo.toml", "configs/ucf101.toml", "configs/production.toml", "configs/throughput.toml"]
-    {
+    for file in [
+        "configs/demo.toml",
+        "configs/ucf101.toml",
+        "configs/production.toml",
+        "configs/throughput.toml",
+        "configs/single-gpu.toml",
+    ] {
         assert!(readme.contains(file) && root().join(file).is_file(), "{file}");
     }
     let makefile = fs::read_to_string(root().join("Makefile")).unwrap();

@@ -1,9 +1,10 @@
 """Makes a model of CLIP ViT-B/32's shape with random weights: its cost, and no meaning.
 
-    make_model.py FOLDER [--seed 0] [--layers 12]
+    make_model.py FOLDER [--seed 0] [--layers 12] [--levels N]
 
 CLIP's own weights are not in any registry. Speed does not depend on weights, so this model stands
-in for it where only the encoder's speed is asked. FOLDER gets `image.onnx` (350 MB) and the card
+in for it where only the encoder's speed is asked. With --levels a weight has one of N values, so that the
+file packs into an eighth. FOLDER gets `image.onnx` (350 MB) and the card
 `model.toml`; clipmill opens it as a model without a text tower.
 
 The graph is what PyTorch's exporter writes for CLIP's image tower (Radford et al., 2021): MatMul and
@@ -50,7 +51,8 @@ dim = 512
 class Graph:
     """Grows the graph; a node's name is that of its output."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, levels: int = 0) -> None:
+        self.levels = levels
         self.random = np.random.default_rng(seed)
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
@@ -60,7 +62,13 @@ class Graph:
         return name
 
     def normal(self, name: str, shape: tuple[int, ...], scale: float) -> str:
-        return self.constant(name, self.random.standard_normal(shape, np.float32) * np.float32(scale))
+        values = self.random.standard_normal(shape, np.float32)
+        if self.levels:
+            # Evenly from -2.5 to 2.5 deviations.
+            step = np.float32(5 / max(self.levels - 1, 1))
+            values = (np.clip(values, -2.5, 2.5) / step + 0.5 * (self.levels % 2 == 0)).round() * step
+            values -= np.float32(0.5 * (self.levels % 2 == 0)) * step
+        return self.constant(name, values * np.float32(scale))
 
     def add(self, op: str, inputs: list[str], output: str, **attributes: object) -> str:
         self.nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
@@ -113,9 +121,9 @@ def mlp(g: Graph, x: str, name: str) -> str:
     return g.linear(g.add("Mul", [x, gate], f"{name}.gelu"), f"{name}.fc2", 4 * WIDTH, WIDTH)
 
 
-def image_tower(seed: int, layers: int) -> onnx.ModelProto:
+def image_tower(seed: int, layers: int, levels: int = 0) -> onnx.ModelProto:
     """`pixel_values` f32 [batch, 3, 224, 224] to `image_embeds` f32 [batch, 512], not of unit length."""
-    g = Graph(seed)
+    g = Graph(seed, levels)
     g.constant("heads.shape", [0, TOKENS, HEADS, WIDTH // HEADS], np.int64)
     g.constant("tokens.shape", [0, TOKENS, WIDTH], np.int64)
     g.constant("scale", (WIDTH // HEADS) ** -0.5)
@@ -145,9 +153,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="is made where it is not there")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layers", type=int, default=12, help="fewer for a quick trial")
+    parser.add_argument("--levels", type=int, default=0, help="values that a weight can have; 0: any")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    onnx.save(image_tower(args.seed, args.layers), args.folder / "image.onnx")
+    onnx.save(image_tower(args.seed, args.layers, args.levels), args.folder / "image.onnx")
     (args.folder / "model.toml").write_text(CARD.format(seed=args.seed, layers=args.layers))
     print(args.folder)
 

@@ -1,4 +1,6 @@
-//! A decoded picture: borrowed planes and what their numbers mean.
+//! A decoded picture: borrowed planes, here or on a device, and what their numbers mean.
+
+use std::marker::PhantomData;
 
 /// One plane: rows of samples, `stride` bytes apart. The last row may end at its last sample.
 #[derive(Clone, Copy, Debug)]
@@ -10,7 +12,7 @@ pub struct Plane<'a> {
 }
 
 /// How the samples of a picture lie in its planes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Layout {
     /// Y, U and V planes.
     Planar,
@@ -30,7 +32,7 @@ pub enum Layout {
 }
 
 /// Layout, subsampling and depth of a picture's samples.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PixelFormat {
     /// Where the components lie.
     pub layout: Layout,
@@ -56,7 +58,7 @@ impl PixelFormat {
 }
 
 /// The matrix between YUV and RGB.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Matrix {
     /// ITU-R BT.601: SD video, and what decoders assume where a stream is silent.
     Bt601,
@@ -71,7 +73,7 @@ pub enum Matrix {
 }
 
 /// What the smallest and largest sample values stand for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Range {
     /// 16 is black and 235 white, at 8 bits.
     Limited,
@@ -80,7 +82,7 @@ pub enum Range {
 }
 
 /// Where chroma samples sit: on a luma sample, or between two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Siting {
     /// On the left luma sample (MPEG-2, H.264), not between two (JPEG, MPEG-1).
     pub cosited_across: bool,
@@ -89,7 +91,7 @@ pub struct Siting {
 }
 
 /// Everything that turns samples into colours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Colour {
     /// Matrix; without meaning for RGB and gray pictures.
     pub matrix: Matrix,
@@ -111,7 +113,7 @@ impl Default for Colour {
 }
 
 /// What a viewer does to the stored picture before showing it: transpose first, then flip.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Hash)]
 pub struct Orientation {
     /// Swap rows and columns.
     pub transpose: bool,
@@ -140,7 +142,7 @@ impl Orientation {
 }
 
 /// Shape of a sample: its width to its height.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SampleAspect {
     /// Parts across.
     pub across: u32,
@@ -188,11 +190,9 @@ pub struct Reading {
     pub one_field: bool,
 }
 
-/// A decoded picture, valid while the decoder's buffer is mapped.
-#[derive(Clone, Copy, Debug)]
-pub struct Picture<'a> {
-    /// The planes that `format.layout` names; the rest are empty.
-    pub planes: [Plane<'a>; 3],
+/// What pictures of one kind have in common: all but their samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Look {
     /// Luma samples across.
     pub width: usize,
     /// Luma samples down.
@@ -207,7 +207,7 @@ pub struct Picture<'a> {
     pub sample_aspect: SampleAspect,
 }
 
-impl<'a> Picture<'a> {
+impl Look {
     /// Chroma samples across and down; an odd size keeps its last half sample.
     pub fn chroma_size(&self) -> (usize, usize) {
         let (sx, sy) = self.format.subsampling;
@@ -229,22 +229,108 @@ impl<'a> Picture<'a> {
         }
     }
 
+    /// That of one field; none if the two differ in size.
+    fn one_field(self) -> Option<Self> {
+        let whole_fields = 2 << self.format.subsampling.1;
+        if self.height == 0 || !self.height.is_multiple_of(whole_fields) {
+            return None;
+        }
+        let SampleAspect { across, down } = self.sample_aspect;
+        let sample_aspect = SampleAspect { across, down: down * 2 };
+        Some(Self { height: self.height / 2, sample_aspect, ..self })
+    }
+}
+
+/// A decoded picture, valid while the decoder's buffer is mapped.
+#[derive(Clone, Copy, Debug)]
+pub struct Picture<'a> {
+    /// The planes that `format.layout` names; the rest are empty.
+    pub planes: [Plane<'a>; 3],
+    /// Luma samples across.
+    pub width: usize,
+    /// Luma samples down.
+    pub height: usize,
+    /// Layout, subsampling, depth.
+    pub format: PixelFormat,
+    /// Meaning of the numbers.
+    pub colour: Colour,
+    /// How a viewer turns it.
+    pub orientation: Orientation,
+    /// Shape of its samples.
+    pub sample_aspect: SampleAspect,
+}
+
+impl<'a> Picture<'a> {
+    /// All of it but the samples.
+    pub fn look(&self) -> Look {
+        let Self { width, height, format, colour, orientation, sample_aspect, .. } = *self;
+        Look { width, height, format, colour, orientation, sample_aspect }
+    }
+
+    /// Chroma samples across and down; an odd size keeps its last half sample.
+    pub fn chroma_size(&self) -> (usize, usize) {
+        self.look().chroma_size()
+    }
+
+    /// Bytes of a row, and rows, that each plane must hold; nothing for planes that the layout lacks.
+    pub fn plane_sizes(&self) -> [(usize, usize); 3] {
+        self.look().plane_sizes()
+    }
+
     /// The field of an interlaced picture that is shown first: every other row, twice as high.
     ///
     /// The two fields are two moments, and what moved between them is a comb. A picture whose fields
     /// differ in size stays as it is.
     pub fn one_field(self, top: bool) -> Self {
-        let whole_fields = 2 << self.format.subsampling.1;
-        if self.height == 0 || !self.height.is_multiple_of(whole_fields) {
-            return self;
-        }
+        let Some(Look { height, sample_aspect, .. }) = self.look().one_field() else { return self };
         let planes = self.planes.map(|plane| Plane {
             data: plane.data.get(if top { 0 } else { plane.stride }..).unwrap_or(&[]),
             stride: plane.stride * 2,
         });
-        let SampleAspect { across, down } = self.sample_aspect;
-        let sample_aspect = SampleAspect { across, down: down * 2 };
-        Picture { planes, height: self.height / 2, sample_aspect, ..self }
+        Picture { planes, height, sample_aspect, ..self }
+    }
+}
+
+/// One plane in a device's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DevicePlane {
+    /// Of its first sample.
+    pub(crate) address: u64,
+    /// Bytes from one row to the next.
+    pub(crate) stride: usize,
+}
+
+/// A picture in a device's memory, valid while whatever holds it is borrowed.
+#[derive(Clone, Copy, Debug)]
+pub struct DevicePicture<'a> {
+    pub(crate) planes: [DevicePlane; 3],
+    pub(crate) look: Look,
+    held: PhantomData<&'a ()>,
+}
+
+impl<'a> DevicePicture<'a> {
+    /// A picture whose planes are where they are said to be.
+    ///
+    /// # Safety
+    /// The planes that `look` needs ([`Look::plane_sizes`]) can be read on the device for `'a`. Where an
+    /// address and its stride are multiples of four, so can the bytes of every row up to the next such one.
+    pub unsafe fn new(planes: [DevicePlane; 3], look: Look) -> Self {
+        Self { planes, look, held: PhantomData }
+    }
+
+    /// All of it but the samples.
+    pub fn look(&self) -> Look {
+        self.look
+    }
+
+    /// As [`Picture::one_field`].
+    pub fn one_field(self, top: bool) -> Self {
+        let Some(look) = self.look.one_field() else { return self };
+        let planes = self.planes.map(|DevicePlane { address, stride }| DevicePlane {
+            address: address + if top { 0 } else { stride as u64 },
+            stride: stride * 2,
+        });
+        Self { planes, look, held: PhantomData }
     }
 }
 

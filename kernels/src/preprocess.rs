@@ -9,12 +9,14 @@
 //! - by rows ([`crate::lanes::rows`]): across first, then down. For YUV that hardly shrinks, such as small
 //!   clips.
 
+pub mod on_gpu;
+
 use crate::lanes::rows::{GroupedWeights, Rows, TOGETHER};
 use crate::{
     aligned::AlignedFloats,
     colour::ToRgb,
     lanes::{Byte, Coefficients, Lanes, Normalize, ROWS, Weights, Word},
-    picture::{Colour, Layout, Orientation, Picture, PixelFormat, Plane, SampleAspect},
+    picture::{Layout, Look, Orientation, Picture, PixelFormat, Plane},
     resample::{Axis, Filter, Taps},
 };
 
@@ -59,7 +61,7 @@ impl Recipe {
         }
     }
 
-    fn normalize(&self) -> Normalize {
+    pub(crate) fn normalize(&self) -> Normalize {
         Normalize {
             scale: self.std.map(|s| 1.0 / (255.0 * s)),
             bias: std::array::from_fn(|c| -self.mean[c] / self.std[c]),
@@ -108,7 +110,7 @@ impl Prepared {
             span: plan.across.each_ref().map(|t| (t.span().start, t.span().end)),
             down: plan.down.clone().map(Weights::from),
             coefficients: Coefficients::from(plan.to_rgb),
-            by_rows: match plan.kind.format.layout {
+            by_rows: match plan.look.format.layout {
                 Layout::Planar | Layout::SemiPlanar => {
                     let luma = GroupedWeights::new(&across[0], plan.to_rgb.luma as f32, lanes);
                     let chroma = GroupedWeights::new(&across[1], 1.0, lanes);
@@ -133,26 +135,9 @@ struct Scratch {
     across: [AlignedFloats; 3],
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Kind {
-    width: usize,
-    height: usize,
-    format: PixelFormat,
-    colour: Colour,
-    orientation: Orientation,
-    sample_aspect: SampleAspect,
-}
-
-impl From<&Picture<'_>> for Kind {
-    fn from(picture: &Picture<'_>) -> Self {
-        let Picture { width, height, format, colour, orientation, sample_aspect, .. } = *picture;
-        Self { width, height, format, colour, orientation, sample_aspect }
-    }
-}
-
 /// Weights for pictures of one kind. Sizes are those of the stored picture, before it is turned.
 pub(crate) struct Plan {
-    kind: Kind,
+    pub(crate) look: Look,
     pub(crate) width: usize,
     pub(crate) height: usize,
     pub(crate) across: [Taps; 2],
@@ -161,11 +146,11 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    pub(crate) fn new(recipe: &Recipe, picture: &Picture<'_>) -> Self {
-        let Picture { width, height, format, colour, orientation, .. } = *picture;
+    pub(crate) fn new(recipe: &Recipe, look: &Look) -> Self {
+        let Look { width, height, format, colour, orientation, sample_aspect } = *look;
         let turn = orientation.transpose;
         let swap = |pair: (usize, usize)| if turn { (pair.1, pair.0) } else { pair };
-        let (shown_width, shown_height) = swap(picture.sample_aspect.square(width, height));
+        let (shown_width, shown_height) = swap(sample_aspect.square(width, height));
         let (resized_width, resized_height) = recipe.resized(shown_width, shown_height);
         // torchvision's centre crop, placed on the shown picture, then followed back to the stored one.
         let crop = |resized: usize, kept: usize, flipped: bool| {
@@ -182,13 +167,13 @@ impl Plan {
         let down =
             Axis { luma_len: height, resized_len: resized_height, crop_start: top, crop_len: kept_height };
         let (sx, sy) = format.subsampling;
-        let (chroma_width, chroma_height) = picture.chroma_size();
+        let (chroma_width, chroma_height) = look.chroma_size();
         let siting = colour.siting;
         let (across, down) = (Taps::new(across, recipe.filter), Taps::new(down, recipe.filter));
         let chroma_across = across.over_chroma(chroma_width, sx, siting.cosited_across);
         let chroma_down = down.over_chroma(chroma_height, sy, siting.cosited_down);
         Plan {
-            kind: Kind::from(picture),
+            look: *look,
             width: kept_width,
             height: kept_height,
             across: [across, chroma_across],
@@ -268,14 +253,14 @@ impl Preprocessor {
 
     /// Index of the plan for pictures like this one.
     fn plan_for(&mut self, picture: &Picture<'_>) -> usize {
-        let kind = Kind::from(picture);
-        if let Some(found) = self.plans.iter().position(|p| p.plan.kind == kind) {
+        let look = picture.look();
+        if let Some(found) = self.plans.iter().position(|p| p.plan.look == look) {
             return found;
         }
         if self.plans.len() == PLANS_KEPT {
             self.plans.remove(0);
         }
-        self.plans.push(Prepared::new(Plan::new(&self.recipe, picture), self.lanes));
+        self.plans.push(Prepared::new(Plan::new(&self.recipe, &look), self.lanes));
         self.plans.len() - 1
     }
 }

@@ -15,7 +15,7 @@ use crate::{
 /// # Panics
 /// If a plane is shorter than the picture's size says.
 pub fn colours(recipe: &Recipe, picture: &Picture<'_>) -> Vec<f64> {
-    let plan = Plan::new(recipe, picture);
+    let plan = Plan::new(recipe, &picture.look());
     let n = plan.width * plan.height;
     let m = plan.to_rgb;
     let mut stored = vec![0f32; 3 * n];

@@ -42,6 +42,8 @@ pub struct Config {
     pub decode: Decode,
     /// `[encode]`
     pub encode: Encode,
+    /// `[gpu]`
+    pub gpu: Gpu,
     /// `[index]`
     pub index: Index,
     /// Every key with its value, and where the value came from.
@@ -82,8 +84,14 @@ pub struct Load {
 pub struct Decode {
     /// Which software.
     pub backend: Backend,
+    /// Which clips GPUs decode.
+    pub nvdec: Nvdec,
+    /// Clips that NVDEC decodes at once, on each GPU.
+    pub sessions: usize,
     /// Threads, each with a clip of its own.
     pub workers: usize,
+    /// Whether those are the cores, so that NVDEC's come on top.
+    pub is_workers_open: bool,
     /// Threads inside each decoder; 0 gives long clips those that are free.
     pub threads: u32,
     /// Cores that `threads = 0` shares out.
@@ -100,6 +108,17 @@ pub struct Decode {
     pub ahead_bytes: usize,
 }
 
+/// Which clips GPUs decode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nvdec {
+    /// None.
+    Never,
+    /// Those that they are better at, where frames stay on one.
+    Choice,
+    /// All that they can.
+    Always,
+}
+
 /// `[encode]`
 #[derive(Clone, Debug)]
 pub struct Encode {
@@ -107,6 +126,17 @@ pub struct Encode {
     pub model: String,
     /// What runs it; what is left open is measured.
     pub engine: Wanted,
+    /// GPUs that embed, for lanes in turn; `None` for each lane's own.
+    pub devices: Option<Vec<usize>>,
+}
+
+/// `[gpu]`
+#[derive(Clone, Debug)]
+pub struct Gpu {
+    /// Devices to work on, as the driver counts them; `None` for all that it shows.
+    pub devices: Option<Vec<usize>>,
+    /// Bytes of each that batches may take; 0 for what keeps the workers busy.
+    pub memory_bytes: usize,
 }
 
 /// `[index]`
@@ -158,13 +188,27 @@ impl Config {
         // No stage can use more threads than this many; a typing error should not start thousands.
         let many = |default| Whole { default, least: 0, most: 256 };
         let or_cores = |n: u64, auto: usize| if n == 0 { auto } else { n as usize };
-        let backend = r.choice("decode.backend", "auto", &["auto", "software", "libav", "gstreamer"]);
+        let words = ["auto", "software", "nvdec", "libav", "gstreamer"];
+        let backend = r.choice("decode.backend", "auto", &words);
+        let nvdec = match words[backend] {
+            "auto" => Nvdec::Choice,
+            "nvdec" => Nvdec::Always,
+            _ => Nvdec::Never,
+        };
         let matrix = r.choice("decode.matrix", "bt601", &["bt601", "bt709", "bt2020"]);
         let damaged = r.choice("decode.damaged", "keep", &["keep", "reject"]);
         let fields = r.choice("decode.fields", "first", &["first", "both"]);
+        let decode_workers = r.whole("decode.workers", many(0));
         let decode = Decode {
-            backend: [Backend::Auto, Backend::Auto, Backend::Libav, Backend::Gstreamer][backend],
-            workers: or_cores(r.whole("decode.workers", many(0)), cores),
+            backend: match words[backend] {
+                "libav" => Backend::Libav,
+                "gstreamer" => Backend::Gstreamer,
+                _ => Backend::Auto,
+            },
+            nvdec,
+            sessions: r.whole("decode.sessions", Whole { default: 8, least: 1, most: 64 }) as usize,
+            workers: or_cores(decode_workers, cores),
+            is_workers_open: decode_workers == 0,
             threads: r.whole("decode.threads", many(0)) as u32,
             cores,
             plan: r.flag("decode.plan", true),
@@ -182,7 +226,7 @@ impl Config {
         let backend = auto_or(&mut r, "encode.backend", Runtime::ALL, Runtime::word);
         let precision = auto_or(&mut r, "encode.precision", Precision::ALL, Precision::word);
         let given = |n: u64| (n > 0).then_some(n as usize);
-        let encode = Encode {
+        let mut encode = Encode {
             model: r.text("encode.model", Some("efficientnet-lite0-minilm")),
             engine: Wanted {
                 backend,
@@ -191,8 +235,21 @@ impl Config {
                 workers: given(r.whole("encode.workers", many(0))),
                 threads: given(r.whole("encode.threads", many(0))),
                 min_cosine: r.number("encode.min_cosine", Wanted::MIN_COSINE, -1.0, 1.0),
+                on_gpu: false,
+                device: 0,
             },
+            devices: r.numbers_or("encode.devices", "auto", 255),
         };
+        let gpu = Gpu {
+            devices: r.numbers_or("gpu.devices", "auto", 255),
+            memory_bytes: r.whole("gpu.memory_mib", Whole { default: 0, least: 0, most: 1 << 20 }) as usize
+                * MIB,
+        };
+        // Frames may stay on the host while NVDEC decodes on the named devices.
+        let names_engines = gpu.devices.is_some() && decode.nvdec != Nvdec::Always;
+        encode.engine.on_gpu = names_engines || encode.devices.is_some();
+        let first = |devices: &Option<Vec<usize>>| devices.as_ref()?.first().copied();
+        encode.engine.device = first(&encode.devices).or(first(&gpu.devices)).unwrap_or(0);
         let [half, single] = Element::ALL.map(Element::word);
         let index = Index {
             shard_rows: r.whole("index.shard_rows", Whole { default: 100_000, least: 1, most: 100_000_000 }),
@@ -209,6 +266,7 @@ impl Config {
             load,
             decode,
             encode,
+            gpu,
             index,
             settings,
         })

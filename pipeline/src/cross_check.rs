@@ -74,7 +74,10 @@ pub fn compare(file: &Path) -> Result<Vec<Compared>, String> {
 type Frame = (FrameInfo, blake3::Hash);
 
 fn frames(clip: &EncodedClip, sampling: Sampling, plan: bool) -> (Result<Vec<Frame>, String>, f64) {
-    let mut decode = Decode::open(Settings { plan, ..Settings::new(sampling, RECIPE) });
+    let mut decode = match Decode::open(Settings { plan, ..Settings::new(sampling, RECIPE) }) {
+        Ok(decode) => decode,
+        Err(e) => return (Err(format!("{e:#}")), 0.0),
+    };
     let start = Instant::now();
     let mut hashed = Hashed::default();
     let done = decode.process(clip.clone(), &mut hashed);
@@ -161,7 +164,7 @@ impl Emit<FrameBatch> for Hashed {
     fn emit(&mut self, batch: FrameBatch) -> Result<(), Closed> {
         let len = RECIPE.tensor_len();
         let infos = batch.parts.iter().flat_map(|part| &part.frames);
-        for (info, tensor) in infos.zip(batch.tensors.chunks(len)) {
+        for (info, tensor) in infos.zip(batch.tensors.on_host().unwrap_or_default().chunks(len)) {
             let mut hasher = blake3::Hasher::new();
             tensor.iter().for_each(|v| {
                 hasher.update(&v.to_le_bytes());

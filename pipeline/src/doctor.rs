@@ -1,5 +1,7 @@
 //! The `doctor` command: what this machine has, what is missing, and how to get it.
 
+mod gpu;
+
 use std::path::Path;
 
 use gstreamer as gst;
@@ -121,22 +123,7 @@ pub fn examine(home: &Home, program: Option<&Path>) -> Vec<Finding> {
         "CPU",
         format!("{} cores, {features}", std::thread::available_parallelism().map_or(1, |n| n.get())),
     );
-    // The run-time search for a GPU is by the driver's own files: nothing is linked against them.
-    let driver =
-        ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib/aarch64-linux-gnu", "/usr/local/nvidia/lib64"]
-            .iter()
-            .map(|folder| Path::new(folder).join("libcuda.so.1"))
-            .find(|path| path.exists());
-    match driver {
-        Some(path) => add(
-            State::Optional,
-            "GPU",
-            format!("driver at {}; this version works on the CPU only", path.display()),
-        ),
-        None => {
-            add(State::Optional, "GPU", "no NVIDIA driver; not needed, this version works on the CPU".into())
-        }
-    }
+    gpu::examine(home, &mut add);
     findings
 }
 
@@ -153,7 +140,7 @@ fn engines(
         Ok(measured) => measured,
         Err(e) => return add(State::Optional, &what, format!("{e:#}").replace('\n', "; ")),
     };
-    let candidates = candidates(model, libraries);
+    let candidates = candidates(model, libraries, true);
     let done = program.map_or(Ok(()), |_| {
         measured.forgive();
         measured.measure(&candidates, &mut |_| ())

@@ -8,7 +8,6 @@ use serde::Serialize;
 use stages::{
     clips::{ClipList, Label},
     encode::{
-        Encoder as _,
         image::ImageTower,
         joint::{JointSpace, unit_mean},
         network::{Engine, Libraries, Opening},

@@ -6,6 +6,7 @@
 //! - [`edge`]: the bounded channel between stages;
 //! - [`runner`]: one thread per worker; opens, feeds, measures, joins;
 //! - [`topology`]: the wiring, the only file that knows all the stages;
+//! - [`lanes`]: a run's GPUs, their engines and memory;
 //! - [`engines`]: which engine encodes, measured once on a machine;
 //! - [`record`]: `run.json`, and whether an output folder belongs to another run;
 //! - [`progress`]: what a person sees while it runs;
@@ -17,7 +18,7 @@
 //! - [`scratch`]: a folder to work in, by one process at a time;
 //! - [`samples`]: frames of clips outside a run; [`evaluate`]: the `model eval` command; [`quantize`]: the
 //!   `model quantize` command;
-//! - [`cross_check`]: the `check --decode` command;
+//! - [`cross_check`]: the `check --decode` command; [`gpu_check`]: `check --gpu`;
 //! - [`store`]: the `model` commands that bring models in and take them out;
 //! - [`doctor`]: what this machine has.
 
@@ -30,6 +31,8 @@ pub mod edge;
 pub mod engines;
 pub mod evaluate;
 pub mod export;
+pub mod gpu_check;
+pub mod lanes;
 pub mod progress;
 pub mod quantize;
 pub mod query;

@@ -12,7 +12,7 @@ use pipeline::{
     cross_check,
     doctor::{self, State},
     engines::measure::{self, Printed, Task},
-    export,
+    export, gpu_check,
     progress::eprint_line,
     run::{self, Ended, Options, Unusable},
 };
@@ -55,14 +55,17 @@ enum Command {
     /// Check a configuration and print what it means; or, with --decode, decode files both ways
     Check {
         /// The configuration, a TOML file; it is checked alone, nothing that it names is opened
-        #[arg(required_unless_present = "decode")]
+        #[arg(required_unless_present_any = ["decode", "gpu"])]
         config: Option<PathBuf>,
         /// Give one key another value, such as decode.workers=4
-        #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with = "decode")]
+        #[arg(long = "set", value_name = "KEY=VALUE", conflicts_with_all = ["decode", "gpu"])]
         overrides: Vec<Override>,
         /// Decode each file by a plan and whole, by several sampling rules, and tell any difference
         #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "config")]
         decode: Vec<PathBuf>,
+        /// Decode and prepare each file on the first GPU and by the cores, and compare all frames
+        #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["config", "decode"])]
+        gpu: Vec<PathBuf>,
         /// Print as JSON
         #[arg(long)]
         json: bool,
@@ -98,6 +101,8 @@ struct EngineArgs {
     threads: usize,
     #[arg(long)]
     sessions: usize,
+    #[arg(long)]
+    device: usize,
     #[arg(long)]
     seconds: f64,
     #[arg(long)]
@@ -168,6 +173,7 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Check { config: Some(config), overrides, json, .. } => {
             check(&ConfigArgs { config, overrides }.read()?, json)?;
         }
+        Command::Check { gpu, json, .. } if !gpu.is_empty() => return check_gpu(&gpu, json),
         Command::Check { decode, json, .. } => return check_decode(&decode, json),
         Command::Search(args) => searches::search(args).map_err(Unusable)?,
         Command::Index(args) => return searches::index(&args),
@@ -196,7 +202,7 @@ fn execute(command: Command) -> Result<ExitCode> {
 fn measure_engine(args: &EngineArgs) -> Result<()> {
     // Whoever asked has gone when it is stopped: nobody reads the answer, or ends what hangs.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-    let libraries = Libraries::find(&Home::from_env());
+    let libraries = Libraries { device: args.device, ..Libraries::find(&Home::from_env()) };
     let model = Model::open(&args.model)?;
     let opening = Opening { engine: args.engine, threads: args.threads };
     measure::write_vectors(&args.vectors, &measure::vectors(&model, opening, &libraries)?)?;
@@ -235,6 +241,38 @@ fn check_decode(files: &[PathBuf], json: bool) -> Result<ExitCode> {
     }
     if n_different > 0 {
         bail!("{n_different} of {} files differ between planned and whole decoding", files.len());
+    }
+    Ok(ExitCode::from(if n_rejected > 0 { 3 } else { 0 }))
+}
+
+/// Exit code 1 if any file differs, 3 if some cannot be decoded.
+fn check_gpu(files: &[PathBuf], json: bool) -> Result<ExitCode> {
+    let checker = gpu_check::Checker::open(0, &Home::from_env()).map_err(Unusable)?;
+    let (mut n_different, mut n_rejected, mut n_by_nvdec) = (0, 0, 0);
+    for file in files {
+        let name = file.display();
+        match checker.check(file)? {
+            Ok(checked) => {
+                n_different += usize::from(!checked.is_good());
+                n_by_nvdec += usize::from(checked.is_by_nvdec());
+                if json {
+                    print(&serde_json::json!({"file": file, "checked": checked.to_json()}).to_string());
+                } else {
+                    print(&format!("{name}: {}", checked.line()));
+                }
+            }
+            Err(reason) => {
+                eprint_line(&format!("{name}: {reason}"));
+                n_rejected += 1;
+            }
+        }
+    }
+    if n_different > 0 {
+        bail!("{n_different} of {} files differ between the GPU and the cores", files.len());
+    }
+    eprint_line(&format!("NVDEC decoded {n_by_nvdec} of {} files", files.len()));
+    if n_by_nvdec == 0 {
+        bail!("NVDEC decoded none of them\nhint: RUST_LOG=stages::decode=debug tells why");
     }
     Ok(ExitCode::from(if n_rejected > 0 { 3 } else { 0 }))
 }

@@ -2,10 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use clap::Subcommand;
 use pipeline::{
-    engines::{Wanted, choose},
+    engines::{
+        Wanted, choose,
+        measure::{self, Task},
+        pictures::N_PICTURES,
+    },
     evaluate,
     progress::eprint_line,
     quantize,
@@ -15,7 +19,7 @@ use serde_json::json;
 use stages::{
     encode::{
         joint::build_bank,
-        network::{Libraries, reference},
+        network::{Engine, Libraries, Opening, check, reference},
     },
     model::{self, Card, Home, JointKind, Model},
 };
@@ -99,6 +103,20 @@ pub(crate) enum ModelCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Hold a model's engine on this machine's GPU against fp32 on the cores, on built-in pictures
+    Compare {
+        /// Its name or folder
+        name: String,
+        /// The engine's numbers
+        #[arg(long, value_parser = ["fp16", "fp32", "int8"], default_value = "fp16")]
+        precision: String,
+        /// Least cosine of any picture's vector
+        #[arg(long, default_value_t = 0.999)]
+        min_cosine: f64,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Make a model's derived files: the concept bank
     Build {
         /// Its name or folder
@@ -151,11 +169,52 @@ pub(crate) fn execute(command: ModelCommand) -> Result<()> {
             let report = eval(&model, &home, &clips, classes.as_deref())?;
             print(&if json { serde_json::to_string_pretty(&report)? } else { evaluate::table(&report) });
         }
+        ModelCommand::Compare { name, precision, min_cosine, json } => {
+            compare(&Model::find(&name, &home)?, &home, &precision, min_cosine, json)?;
+        }
         ModelCommand::Build { name } => {
             let model = Model::find(&name, &home)?;
             let n = build_bank(&model, &Libraries::find(&home))?;
             print(&format!("{}: {n} concepts embedded", model.card.name));
         }
+    }
+    Ok(())
+}
+
+/// Fails where a vector is farther from fp32's than `min_cosine`.
+fn compare(model: &Model, home: &Home, precision: &str, min_cosine: f64, json: bool) -> Result<()> {
+    let libraries = Libraries::find(home);
+    let engine: Engine = format!("tensorrt {precision}").parse()?;
+    check(engine, &libraries)?;
+    let on_cores = reference(&libraries);
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let opening = |engine| Opening { engine, threads };
+    let [own, own_joint] = measure::vectors(model, opening(engine), &libraries)?;
+    let [cores, cores_joint] = measure::vectors(model, opening(on_cores), &libraries)?;
+    let near = |a: &[f32], b: &[f32]| {
+        measure::cosines(a, b, N_PICTURES).ok_or_else(|| anyhow!("{engine} gives vectors of another size"))
+    };
+    let ((mean, least), (joint_mean, joint_least)) = (near(&own, &cores)?, near(&own_joint, &cores_joint)?);
+    let task = Task { model, opening: opening(engine), sessions: 1, batches: &[1, 16, 64], seconds: 2.0 };
+    let rates = measure::rates(&task, &libraries)?;
+    if json {
+        let [image, joint] = [(mean, least), (joint_mean, joint_least)]
+            .map(|(mean, least)| json!({"mean_cosine": mean, "least_cosine": least}));
+        print(
+            &json!({"engine": engine.to_string(), "against": on_cores.to_string(), "image": image,
+            "joint": joint, "rates": rates})
+            .to_string(),
+        );
+    } else {
+        print(&format!(
+            "{engine} against {on_cores} on {N_PICTURES} pictures: cosine {mean:.5} in the mean, {least:.5} at least; of stored vectors {joint_mean:.5}, {joint_least:.5}"
+        ));
+        let told = rates.iter().map(|r| format!("{:.0} by {}", r.per_wall_s, r.batch));
+        print(&format!("images a second from host memory: {}", told.collect::<Vec<_>>().join(", ")));
+    }
+    // NaN is not near.
+    if !(least >= min_cosine && joint_least >= min_cosine) {
+        bail!("{engine} is farther from {on_cores} than {min_cosine}");
     }
     Ok(())
 }

@@ -13,7 +13,6 @@ use serde::Deserialize;
 use stages::{
     clips::{ClipList, Label},
     encode::{
-        Encoder as _,
         image::ImageTower,
         joint::{JointSpace, normalize},
         network::{Engine, Libraries, Opening, Precision, reference},

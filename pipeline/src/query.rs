@@ -14,6 +14,7 @@ use stages::{
         joint::{JointSpace, normalize, unit_mean},
         network::{Engine, Libraries, Opening, reference},
         quantized::image_file,
+        tensorrt::USUAL_BATCH,
         text::TextEncoder,
     },
     index::vectors::{Answer, Filter, Hit, How, Kind, Question, VectorIndex, diverse},
@@ -206,7 +207,7 @@ impl Searcher {
         let encode = self.image.insert(encode);
         let clip = ClipRef { id: ClipId(0), path: file.to_owned(), label: None, extra: Vec::new() };
         let loaded: Vec<EncodedClip> = through(&mut Load::open(), vec![Arc::new(clip)])?;
-        let frames: Vec<FrameBatch> = through(&mut Decode::open(decode), loaded)?;
+        let frames: Vec<FrameBatch> = through(&mut Decode::open(decode)?, loaded)?;
         let batches: Vec<EmbeddingBatch> = through(encode, frames)?;
         let dim = self.joint.dim();
         Ok(unit_mean(batches.iter().flat_map(|b| b.embeddings.chunks(dim)), dim))
@@ -219,7 +220,14 @@ impl Searcher {
         let open = |engine: Engine, image: PathBuf| {
             let opening = Opening { engine, threads };
             let model = self.model.clone();
-            let settings = encode::Settings { model, image, opening, keep_image_embedding: false };
+            let settings = encode::Settings {
+                model,
+                image,
+                opening,
+                keep_image_embedding: false,
+                batch: USUAL_BATCH,
+                device: 0,
+            };
             Encode::open(&settings, &self.libraries)
         };
         let Run { folder, record, .. } = &self.runs[0];

@@ -27,7 +27,7 @@ pub fn each_clip(
 ) -> Result<()> {
     let recipe = model.recipe();
     let len = recipe.tensor_len();
-    let mut decode = Decode::open(Settings::new(Sampling::Count(count), recipe));
+    let mut decode = Decode::open(Settings::new(Sampling::Count(count), recipe))?;
     let mut n_seen = 0;
     for (entry, i) in clips.iter()?.zip(0..).filter(|(_, i)| pick(*i)) {
         let entry = entry?;
@@ -37,7 +37,9 @@ pub fn each_clip(
         match loaded.and_then(|loaded| through(&mut decode, loaded)) {
             Ok(batches) => {
                 // A slow clip comes in several.
-                let filled = batches.iter().flat_map(|b| &b.tensors[..b.n_frames() * len]);
+                let filled = batches
+                    .iter()
+                    .flat_map(|b| &b.tensors.on_host().unwrap_or_default()[..b.n_frames() * len]);
                 let tensors: Vec<f32> = filled.copied().collect();
                 see(&clip, &tensors, tensors.len() / len)?;
                 n_seen += 1;

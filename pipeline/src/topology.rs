@@ -3,6 +3,9 @@
 //! ```text
 //! clip list → feed ─▶ load ─▶ decode ─▶ encode ─▶ index ─▶ the caller
 //! ```
+//!
+//! On GPUs, each device has a lane: decode and encode workers with an edge of their own, for batches lie in its
+//! memory. All lanes draw clips from one edge, so a faster card takes more, and end in one index.
 
 use std::{
     fs,
@@ -39,6 +42,7 @@ use crate::{
     config::Config,
     edge::{Flow, Limits, Receiver, Sender, edge},
     engines::{Chosen, choose},
+    lanes::{self, Lanes},
     record::Record,
     runner::{Runner, StageMeter},
     stop::Stop,
@@ -51,6 +55,7 @@ pub struct Opened {
     image: PathBuf,
     libraries: Libraries,
     chosen: Chosen,
+    lanes: Lanes,
     clips: ClipList,
     ledger: Ledger,
     standing: Standing,
@@ -106,11 +111,20 @@ impl Opened {
         let runtime = network::runtime(chosen.engine, &libraries)?;
         let record = Record::new(&config, &model, &clips, &image, &chosen, &runtime, limit)?;
         there.map_or(Ok(()), |there| record.check_continues(&there, dir))?;
+        let plan = lanes::Plan {
+            config: &config,
+            model: &model,
+            image: &image,
+            chosen: &chosen,
+            libraries: &libraries,
+            home,
+        };
+        let lanes = plan.open(told)?;
         fs::create_dir_all(dir).with_context(|| format!("output.dir: cannot create {}", dir.display()))?;
         let (ledger, standing) =
             Ledger::open(dir).with_context(|| format!("output.dir: {}", dir.display()))?;
         record.write(dir)?;
-        Ok(Self { config, model, image, libraries, chosen, clips, ledger, standing, record })
+        Ok(Self { config, model, image, libraries, chosen, lanes, clips, ledger, standing, record })
     }
 
     /// How the run stood when it was opened.
@@ -125,15 +139,13 @@ impl Opened {
 
     /// Starts all threads.
     pub fn start(self, stop: Stop, limit: Option<u64>) -> Result<(Running, Record)> {
-        let Self { config, model, image, libraries, chosen, clips, ledger, standing, record } = self;
+        let Self { config, model, image, libraries, chosen, lanes, clips, ledger, standing, record } = self;
         let Config { load, decode, index, .. } = &config;
         let in_flight = |workers: usize| 2 * workers + 8;
         let mib = 1 << 20;
         let (to_load, listed) = edge(Limits { items: 64, bytes: mib }, &stop);
         let (to_decode, loaded) =
             edge(Limits { items: in_flight(decode.workers), bytes: load.ahead_bytes }, &stop);
-        let (to_encode, decoded) =
-            edge(Limits { items: in_flight(chosen.workers), bytes: decode.ahead_bytes }, &stop);
         let (to_index, encoded) = edge(Limits { items: 64, bytes: 16 * mib }, &stop);
         let (to_caller, told) = edge(Limits { items: 1024, bytes: mib }, &stop);
 
@@ -164,13 +176,25 @@ impl Opened {
         let feed = Feed { clips, standing, fed: fed.clone(), stop: stop.clone(), limit };
         runner.feed(to_load, move |out| feed.run(out))?;
         runner.spawn("load", load.workers, listed, to_decode, || Ok(Load::open()))?;
-        let settings = decode_settings(&config, &model, chosen.batch);
-        runner
-            .spawn("decode", decode.workers, loaded, to_encode, move || Ok(Decode::open(settings.clone())))?;
-        let settings = encode_settings(&config, &model, image, &chosen);
-        runner.spawn("encode", chosen.workers, decoded, to_index, move || {
-            Encode::open(&settings, &libraries)
-        })?;
+        let mut decoded = Vec::new();
+        for lanes::Opened { lane, nvdec, encode_device } in lanes.all {
+            // A lane's batches are bounded by its pool.
+            let bytes = if lane.is_some() { usize::MAX } else { decode.ahead_bytes };
+            let (to_encode, own) = edge(Limits { items: in_flight(chosen.workers), bytes }, &stop);
+            let usual = decode_settings(&config, &model, chosen.batch);
+            let settings = decode::Settings { lane, nvdec, ..usual };
+            let open = move || Decode::open(settings.clone());
+            runner.spawn("decode", lanes.decode_workers, loaded.clone(), to_encode, open)?;
+            decoded.push((own, encode_device));
+        }
+        drop(loaded);
+        for (decoded, device) in decoded {
+            let settings = encode_settings(&config, &model, image.clone(), &chosen);
+            let (settings, libraries) = (encode::Settings { device, ..settings }, libraries.clone());
+            let open = move || Encode::open(&settings, &libraries);
+            runner.spawn("encode", chosen.workers, decoded, to_index.clone(), open)?;
+        }
+        drop(to_index);
         // One worker: a clip's rows meet in one place, and the ledger has one writer.
         let index = std::sync::Mutex::new(Some((index_settings, ledger)));
         runner.spawn("index", 1, encoded, to_caller, move || {
@@ -203,6 +227,8 @@ pub fn decode_settings(config: &Config, model: &Model, batch: usize) -> decode::
         keep_damaged: config.decode.keep_damaged,
         batch_frames: batch,
         recipe: model.recipe(),
+        nvdec: None,
+        lane: None,
     }
 }
 
@@ -213,6 +239,8 @@ pub fn encode_settings(config: &Config, model: &Model, image: PathBuf, chosen: &
         image,
         opening: Opening { engine: chosen.engine, threads: chosen.threads },
         keep_image_embedding: config.index.keep_image_embedding,
+        batch: chosen.batch,
+        device: 0,
     }
 }
 

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 
 use kernels::mapped_file::MappedFile;
 
-use crate::{stage::Weigh, tensors::TensorBuffer};
+use crate::{stage::Weigh, tensors::Tensors};
 
 /// A clip's number, unique and lasting within one output folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -127,7 +127,7 @@ pub struct FrameBatch {
     pub parts: Vec<Part>,
     /// Room for tensors of 3 × height × width normalized floats; the first [`FrameBatch::n_frames`]
     /// are filled.
-    pub tensors: TensorBuffer,
+    pub tensors: Tensors,
 }
 
 impl FrameBatch {
@@ -139,7 +139,7 @@ impl FrameBatch {
 
 impl Weigh for FrameBatch {
     fn bytes(&self) -> usize {
-        self.tensors.len() * size_of::<f32>()
+        self.tensors.bytes()
     }
 }
 

@@ -4,6 +4,7 @@
 //! - [`stage`]: what a stage is, and the three ways it can end;
 //! - [`item`]: what passes between stages;
 //! - [`tensors`]: the buffers that frames travel in;
+//! - [`lane`]: a GPU's share of a run;
 //! - [`files`]: files that are there whole, or not at all;
 //! - [`clips`]: the list of a run's clips, from a folder, a glob or a manifest;
 //! - [`load`]: `ClipRef` → `EncodedClip`;
@@ -22,6 +23,7 @@ pub mod encode;
 pub mod files;
 pub mod index;
 pub mod item;
+pub mod lane;
 pub mod load;
 pub mod model;
 pub mod stage;

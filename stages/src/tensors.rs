@@ -7,7 +7,50 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use kernels::aligned::AlignedFloats;
+use kernels::{aligned::AlignedFloats, device::DeviceBuffer, preprocess::on_gpu::Float};
+
+/// A batch's tensors, wherever they lie.
+#[derive(Debug)]
+pub enum Tensors {
+    /// In the host's memory.
+    Host(TensorBuffer),
+    /// In a device's.
+    Device(DeviceTensors),
+}
+
+impl Default for Tensors {
+    /// None.
+    fn default() -> Self {
+        Self::Host(TensorBuffer::default())
+    }
+}
+
+impl Tensors {
+    /// Bytes that are held.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Host(floats) => floats.len() * size_of::<f32>(),
+            Self::Device(tensors) => tensors.buffer.bytes(),
+        }
+    }
+
+    /// The floats of tensors on the host.
+    pub fn on_host(&self) -> Option<&[f32]> {
+        match self {
+            Self::Host(floats) => Some(floats),
+            Self::Device(_) => None,
+        }
+    }
+}
+
+/// Tensors in a buffer of a device's pool, all work on them done.
+#[derive(Debug)]
+pub struct DeviceTensors {
+    /// Where they lie, one after another.
+    pub buffer: DeviceBuffer,
+    /// What they are made of.
+    pub float: Float,
+}
 
 /// Buffers of one size. Clones share them.
 #[derive(Clone, Debug)]

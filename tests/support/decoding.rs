@@ -3,7 +3,8 @@
 use std::{path::Path, sync::Arc};
 
 use kernels::{
-    preprocess::{Recipe, Resize},
+    gpu::Gpu,
+    preprocess::{Recipe, Resize, on_gpu::Float},
     resample::Filter,
 };
 use stages::{
@@ -11,6 +12,7 @@ use stages::{
     item::{ClipEnd, ClipId, ClipRef, EncodedClip, FrameBatch, FrameInfo},
     load::Load,
     stage::{Closed, Emit, Rejection, Stage, StageError},
+    tensors::{DeviceTensors, Tensors},
 };
 
 /// Colours from 0 to 1, the middle of the picture.
@@ -84,7 +86,8 @@ pub fn decode(stage: &mut Decode, file: &Path) -> Result<Decoded, String> {
     }
     let mut decoded = Decoded::default();
     for batch in batches.0 {
-        let tensors = batch.tensors.chunks(RECIPE.tensor_len()).map(<[f32]>::to_vec);
+        let floats = floats(&batch.tensors);
+        let tensors = floats.chunks(RECIPE.tensor_len()).map(<[f32]>::to_vec);
         decoded.tensors.extend(tensors.take(batch.n_frames()));
         for part in batch.parts {
             assert!(decoded.end.is_none(), "a part after the last one");
@@ -97,7 +100,24 @@ pub fn decode(stage: &mut Decode, file: &Path) -> Result<Decoded, String> {
     Ok(decoded)
 }
 
+/// A batch's numbers, wherever they lie.
+fn floats(tensors: &Tensors) -> Vec<f32> {
+    match tensors {
+        Tensors::Host(floats) => floats.to_vec(),
+        Tensors::Device(DeviceTensors { buffer, float }) => {
+            let mut bytes = vec![0; buffer.bytes()];
+            buffer.read(0, &mut bytes, &Gpu::open(0).unwrap().stream().unwrap()).unwrap();
+            match float {
+                Float::Single => bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+                Float::Half => {
+                    bytes.chunks(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+                }
+            }
+        }
+    }
+}
+
 /// Decodes a file by a stage of its own.
 pub fn decode_by(settings: Settings, file: &Path) -> Decoded {
-    decode(&mut Decode::open(settings), file).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
+    decode(&mut Decode::open(settings).unwrap(), file).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
 }

@@ -4,7 +4,9 @@
 
 pub mod clips;
 pub mod decoding;
+pub mod fake_gpu;
 pub mod hub;
+pub mod nvcuvid;
 pub mod onnx;
 pub mod packets;
 pub mod rows;

@@ -150,6 +150,41 @@ fn conv_tower() -> Vec<u8> {
     )
 }
 
+/// A tower with a normalization written out, over numbers whose squares are more than fp16 can hold, and a
+/// softmax: what transformers have.
+fn norm_tower() -> Vec<u8> {
+    const WIDE: usize = 48;
+    let wave = |i: usize, size: f32| ((i * 29 + i / WIDE * 13) % 83) as f32 / 83.0 * size - size / 2.0;
+    let wide: Vec<f32> = (0..3 * SIDE * SIDE * WIDE).map(|i| wave(i, 30.0)).collect();
+    let last: Vec<f32> = (0..WIDE * DIM).map(|i| wave(i, 2.0)).collect();
+    let side = SIDE as i64;
+    let mean = &[("axes", 1, true), ("keepdims", 1, false)];
+    model(
+        &[
+            node("Flatten", &["pixel_values"], "flat", &[("axis", 1, false)]),
+            node("MatMul", &["flat", "wide"], "found", &[]),
+            node("ReduceMean", &["found"], "mean", mean),
+            node("Sub", &["found", "mean"], "centred", &[]),
+            node("Pow", &["centred", "two"], "squares", &[]),
+            node("ReduceMean", &["squares"], "variance", mean),
+            node("Add", &["variance", "little"], "positive", &[]),
+            node("Sqrt", &["positive"], "deviation", &[]),
+            node("Div", &["centred", "deviation"], "normal", &[]),
+            node("Softmax", &["normal"], "shares", &[("axis", 1, false)]),
+            node("Sub", &["shares", "normal"], "both", &[]),
+            node("MatMul", &["both", "last"], "embedding", &[]),
+        ],
+        &[
+            constant("wide", &[3 * SIDE * SIDE, WIDE], &wide),
+            constant("two", &[1], &[2.0]),
+            constant("little", &[1], &[1e-6]),
+            constant("last", &[WIDE, DIM], &last),
+        ],
+        value("pixel_values", FLOAT, &[-1, 3, side, side]),
+        value("embedding", FLOAT, &[-1, DIM as i64]),
+    )
+}
+
 /// Words, and what the image tower says of such a picture.
 const WORDS: &[(&str, [f32; 3])] =
     &[("red", [1.0, 0.0, 0.0]), ("green", [0.0, 1.0, 0.0]), ("blue", [0.0, 0.0, 1.0]), ("white", [1.0; 3])];
@@ -235,6 +270,13 @@ pub fn write_image_model(folder: &Path) {
 pub fn write_conv_model(folder: &Path) {
     fs::create_dir_all(folder).unwrap();
     fs::write(folder.join("image.onnx"), conv_tower()).unwrap();
+    fs::write(folder.join("model.toml"), CARD).unwrap();
+}
+
+/// Writes a model whose middle results leave fp16's range; its vectors say nothing.
+pub fn write_norm_model(folder: &Path) {
+    fs::create_dir_all(folder).unwrap();
+    fs::write(folder.join("image.onnx"), norm_tower()).unwrap();
     fs::write(folder.join("model.toml"), CARD).unwrap();
 }
 

@@ -491,6 +491,8 @@ void clipmill_av_picture_of(const void *frame, clipmill_av_picture *out) {
     }
     out->ordinal = f->pts == AV_NOPTS_VALUE ? -1 : f->pts;
     out->width = f->width, out->height = f->height;
+    /* Cropping moves the planes (av_frame_apply_cropping), and forgets by how much. */
+    out->is_offset = f->buf[0] && f->data[0] != f->buf[0]->data;
     out->matrix = f->colorspace;
     out->range = f->color_range;
     switch (f->format) {

@@ -57,7 +57,8 @@ typedef struct {
     int32_t offsets[3], step; /* of packed RGB */
     int32_t matrix, range, primaries, chroma_location;
     int32_t sar_num, sar_den;
-    int32_t is_interlaced, is_top_field_first, is_rgb, reserved;
+    int32_t is_interlaced, is_top_field_first, is_rgb;
+    int32_t is_offset; /* what is shown begins inside of the decoder's picture */
 } clipmill_av_picture;
 
 /* `stop` is read atomically while the input reads; not 0 makes reading fail. `data` and `stop` outlive

@@ -236,6 +236,31 @@ impl<'a> Reader<'a> {
         inside
     }
 
+    /// Different whole numbers, such as `[0, 1]`; `None` for the word that leaves them open, the default.
+    pub(super) fn numbers_or(&mut self, key: &str, word: &str, most: u64) -> Option<Vec<usize>> {
+        let Some(found) = self.take(key) else {
+            self.note_default(key, word.into());
+            return None;
+        };
+        if found == word {
+            return None;
+        }
+        let read = |v: &Value| v.as_u64().filter(|n| *n <= most).map(|n| n as usize);
+        let mut numbers: Vec<usize> =
+            found.as_array().and_then(|list| list.iter().map(read).collect()).unwrap_or_default();
+        let n = numbers.len();
+        numbers.sort_unstable();
+        numbers.dedup();
+        if numbers.is_empty() || numbers.len() < n {
+            self.wrong(
+                key,
+                &found,
+                &format!("{word:?} or a list of different numbers up to {most}, such as [0]"),
+            );
+        }
+        Some(numbers)
+    }
+
     /// The settings in the order they were read, unless anything was wrong. What nobody asked for is
     /// an error that names the nearest known key.
     pub(super) fn finish(mut self) -> Result<Vec<Setting>, Errors> {
@@ -257,7 +282,7 @@ fn span<T>(spanned: &Spanned<T>) -> Range<usize> {
     spanned.span()
 }
 
-/// A scalar as JSON; tables, arrays and dates are nobody's value here.
+/// A scalar, or a list of them, as JSON; tables and dates are nobody's value here.
 fn json(value: &DeValue<'_>) -> Option<Value> {
     Some(match value {
         DeValue::String(s) => Value::String(s.to_string()),
@@ -267,6 +292,9 @@ fn json(value: &DeValue<'_>) -> Option<Value> {
         }
         DeValue::Float(f) => Value::from(f.as_str().replace('_', "").parse::<f64>().ok()?),
         DeValue::Boolean(b) => Value::Bool(*b),
+        DeValue::Array(values) => {
+            values.iter().map(|v| json(v.get_ref())).collect::<Option<Vec<_>>>()?.into()
+        }
         _ => return None,
     })
 }

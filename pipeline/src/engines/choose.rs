@@ -9,7 +9,10 @@ use stages::{
     model::{Home, Model},
 };
 
-use super::table::{Measured, candidates, line};
+use super::{
+    measure::Rate,
+    table::{Measured, candidates, line},
+};
 
 /// What the settings say of the engine; what they leave open is measured.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -26,6 +29,10 @@ pub struct Wanted {
     pub threads: Option<usize>,
     /// `encode.min_cosine`
     pub min_cosine: f64,
+    /// Whether `gpu.devices` or `encode.devices` names devices, so that nothing else will do.
+    pub on_gpu: bool,
+    /// The GPU to measure on.
+    pub device: usize,
 }
 
 impl Wanted {
@@ -68,18 +75,23 @@ pub fn choose(
     told: &mut dyn FnMut(&str),
 ) -> Result<Chosen> {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let libraries = Libraries::find(home);
-    let all = candidates(model, &libraries);
-    let fits = |engine: &Engine| {
+    let libraries = Libraries { device: wanted.device, ..Libraries::find(home) };
+    let with_gpu = wanted.backend.is_none_or(|backend| backend == Backend::Tensorrt);
+    let all = candidates(model, &libraries, with_gpu);
+    let may_be = |engine: &Engine| {
         wanted.backend.is_none_or(|backend| backend == engine.backend)
             && wanted.precision.is_none_or(|precision| precision == engine.precision)
+            && (engine.is_on_gpu() || !wanted.on_gpu)
     };
+    // Building another engine to compare takes minutes, and fp16 is near.
+    let is_usual = |engine: &Engine| !engine.is_on_gpu() || engine.precision == Precision::Fp16;
+    let fits = |engine: &Engine| may_be(engine) && (wanted.precision.is_some() || is_usual(engine));
     // A backend that is asked for by name is tried even where it was not found: its error names the cure.
-    let named = wanted
-        .backend
-        .map(|backend| Engine { backend, precision: wanted.precision.unwrap_or(Precision::Fp32) });
+    let backend = wanted.backend.or(wanted.on_gpu.then_some(Backend::Tensorrt));
+    let usual = if backend == Some(Backend::Tensorrt) { Precision::Fp16 } else { Precision::Fp32 };
+    let named = backend.map(|backend| Engine { backend, precision: wanted.precision.unwrap_or(usual) });
     let found: Vec<Engine> = all.iter().copied().filter(fits).collect();
-    let engines = match (recorded.filter(fits), named) {
+    let engines = match (recorded.filter(may_be), named) {
         (Some(recorded), _) => {
             check(recorded, &libraries).context("output.dir holds a run by an engine that is not here")?;
             vec![recorded]
@@ -95,6 +107,14 @@ pub fn choose(
         }
     };
     let settled = (engines.as_slice(), wanted.batch, wanted.workers, wanted.threads);
+    // A GPU's engine has one session and no threads that would have to be measured.
+    let settled = match settled {
+        (&[engine], batch, workers, threads) if engine.is_on_gpu() => {
+            let or_one = |n: Option<usize>| n.or(Some(1));
+            (settled.0, batch, or_one(workers), or_one(threads))
+        }
+        settled => settled,
+    };
     if let (&[engine], Some(batch), Some(workers), Some(threads)) = settled {
         return Ok(Chosen { engine, batch, workers, threads });
     }
@@ -104,8 +124,14 @@ pub fn choose(
         measured.measure(&engines, told)?;
     }
     let engine = best(&measured, &engines, all[0], wanted)?;
-    let rates = measured.row(engine).and_then(|row| row.found.as_ref().ok()).and_then(|found| found.best());
+    let rates =
+        measured.row(engine).and_then(|row| row.found.as_ref().ok()).and_then(|found| found.best(engine));
     let batch = wanted.batch.or(rates.map(|rate| rate.batch)).unwrap_or(4);
+    if engine.is_on_gpu() {
+        // One session has two batches under way, which fills a device.
+        let (workers, threads) = (wanted.workers.unwrap_or(1), wanted.threads.unwrap_or(1));
+        return Ok(Chosen { engine, batch, workers, threads });
+    }
     let (workers, threads) = match (wanted.workers, wanted.threads) {
         (Some(workers), Some(threads)) => (workers, threads),
         (Some(workers), None) => (workers, (cores / workers).max(1)),
@@ -126,6 +152,12 @@ pub fn choose(
     Ok(Chosen { engine, batch, workers, threads })
 }
 
+/// Images a second of all cores, or of a GPU.
+fn of_machine(engine: Engine, rate: Rate) -> f64 {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    if engine.is_on_gpu() { rate.per_wall_s } else { rate.per_cpu_s * cores as f64 }
+}
+
 /// The fastest of those that are near enough to fp32.
 fn best(measured: &Measured<'_>, engines: &[Engine], reference: Engine, wanted: &Wanted) -> Result<Engine> {
     let mut best: Option<(Engine, f64)> = None;
@@ -140,7 +172,7 @@ fn best(measured: &Measured<'_>, engines: &[Engine], reference: Engine, wanted: 
                     || wanted.precision.is_some()
                     || found.mean_cosine >= wanted.min_cosine =>
             {
-                found.best().map_or(0.0, |rate| rate.per_cpu_s)
+                found.best(row.engine).map_or(0.0, |rate| of_machine(row.engine, rate))
             }
             Ok(_) => {
                 refused.push(format!("{}: nearer was wanted, {}", line(row), wanted.min_cosine));

@@ -9,7 +9,6 @@ use anyhow::{Result, anyhow};
 use serde::{Deserialize, Serialize};
 use stages::{
     encode::{
-        Encoder as _,
         image::ImageTower,
         joint::{JointSpace, normalize},
         network::{Libraries, Opening},

@@ -9,11 +9,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use kernels::gpu::Gpu;
 use serde::{Deserialize, Serialize};
 use stages::{
     encode::{
-        network::{Backend, Engine, Libraries, Precision, RTEN, check, reference},
-        quantized::{Quantized, hash_file},
+        network::{self, Backend, Engine, Libraries, Precision, RTEN, check, reference},
+        quantized::{Quantized, hash_file, image_file},
+        tensorrt::{self, Place, USUAL_BATCH, Wanted},
     },
     files::write_whole,
     model::{Home, Model},
@@ -29,6 +31,8 @@ use crate::{record::unix_now, scratch::Scratch};
 const ROUTINE: u32 = 2;
 /// Batches that engines are measured with.
 const BATCHES: [usize; 5] = [1, 2, 4, 8, 16];
+/// Of a GPU's engines.
+const GPU_BATCHES: [usize; 3] = [1, 16, USUAL_BATCH];
 /// Measured for so long, each batch.
 const SECONDS: f64 = 0.25;
 /// A measurement that takes longer has hung.
@@ -50,6 +54,9 @@ pub struct Table {
 pub struct Row {
     /// Which.
     pub engine: Engine,
+    /// The GPU that it ran on, and its TensorRT; none for a CPU's.
+    #[serde(default)]
+    pub device: Option<String>,
     /// What it does, or why it cannot.
     pub found: std::result::Result<Found, String>,
     /// When that was, in seconds since 1970.
@@ -86,10 +93,12 @@ pub struct Layout {
 }
 
 impl Found {
-    /// The smallest batch that does nearly as well as the best one: less to wait for, less memory.
-    pub fn best(&self) -> Option<Rate> {
-        let most = self.rates.iter().map(|r| r.per_cpu_s).fold(0.0, f64::max);
-        self.rates.iter().copied().find(|r| r.per_cpu_s >= 0.97 * most)
+    /// The smallest batch that does nearly as well as the best one: less to wait for, less memory. On a CPU by
+    /// its own time, which other work does not change; a GPU's is its own.
+    pub fn best(&self, engine: Engine) -> Option<Rate> {
+        let rate = |r: &Rate| if engine.is_on_gpu() { r.per_wall_s } else { r.per_cpu_s };
+        let most = self.rates.iter().map(rate).fold(0.0, f64::max);
+        self.rates.iter().copied().find(|r| rate(r) >= 0.97 * most)
     }
 }
 
@@ -130,9 +139,10 @@ impl<'a> Measured<'a> {
         self.table.rows = rows.into_iter().filter(|row| !is_stale(row)).collect();
     }
 
-    /// What is known of an engine.
+    /// What is known of an engine; of a GPU's, on that GPU.
     pub fn row(&self, engine: Engine) -> Option<&Row> {
-        self.table.rows.iter().find(|row| row.engine == engine)
+        let device = if engine.is_on_gpu() { device(self.libraries) } else { None };
+        self.table.rows.iter().find(|row| row.engine == engine && row.device == device)
     }
 
     /// Forgets failures.
@@ -161,13 +171,17 @@ impl<'a> Measured<'a> {
             }
             let own = scratch.path().join("own");
             let own = if *engine == reference { &reference_vectors } else { &own };
-            let found = self.child(*engine, own, &BATCHES, SECONDS, (1, 1)).and_then(|printed| {
+            let built = if engine.is_on_gpu() { self.build(*engine, told) } else { Ok(()) };
+            let batches: &[usize] = if engine.is_on_gpu() { &GPU_BATCHES } else { &BATCHES };
+            let found = built.and_then(|()| self.child(*engine, own, batches, SECONDS, (1, 1)));
+            let found = found.and_then(|printed| {
                 let (mean_cosine, least_cosine) = self.nearness(*engine, &reference_vectors, own)?;
                 let Printed { rates, peak_mib } = printed;
                 Ok(Found { rates, mean_cosine, least_cosine, peak_mib })
             });
             let found = found.map_err(|e| format!("{e:#}"));
-            let row = Row { engine: *engine, found, unix: unix_now(), layouts: Vec::new() };
+            let device = if engine.is_on_gpu() { device(self.libraries) } else { None };
+            let row = Row { engine: *engine, device, found, unix: unix_now(), layouts: Vec::new() };
             told(&line(&row));
             self.table.rows.push(row);
             self.write();
@@ -177,6 +191,7 @@ impl<'a> Measured<'a> {
 
     /// Compares one-thread sessions on all cores with one session of all threads, and what lies between.
     pub fn measure_layouts(&mut self, engine: Engine, batch: usize, cores: usize) -> Result<Vec<Layout>> {
+        // Of engines on the cores alone.
         let known = |row: &&mut Row| row.engine == engine;
         let model = self.model;
         let known_layouts = self.row(engine).map(|row| row.layouts.clone()).unwrap_or_default();
@@ -223,6 +238,18 @@ impl<'a> Measured<'a> {
         Ok(layouts)
     }
 
+    /// Builds a GPU's engine, which takes longer than measuring it may.
+    fn build(&self, engine: Engine, told: &mut dyn FnMut(&str)) -> Result<()> {
+        let place = Place::of(self.libraries, &Gpu::open(self.libraries.device)?)?;
+        let file = image_file(self.model, engine.precision)?;
+        let wanted = Wanted::new(&file, engine.precision, USUAL_BATCH);
+        tensorrt::engine(&place, &wanted, &mut |line| {
+            told(line);
+            true
+        })
+        .map(drop)
+    }
+
     /// Has another process measure, and reads its rates.
     fn child(
         &self,
@@ -242,6 +269,7 @@ impl<'a> Measured<'a> {
             .arg(&self.model.folder)
             .args(["--engine", &engine.to_string(), "--batches", &list.join(",")])
             .args(["--sessions", &sessions.to_string(), "--threads", &threads.to_string()])
+            .args(["--device", &self.libraries.device.to_string()])
             .args(["--seconds", &seconds.to_string(), "--vectors"])
             .arg(vectors)
             .stdin(Stdio::null())
@@ -312,11 +340,22 @@ impl<'a> Measured<'a> {
     }
 }
 
-/// Engines that this machine has for the model, the reference first.
-pub fn candidates(model: &Model, libraries: &Libraries) -> Vec<Engine> {
+/// The GPU of engines for one, with what runs them there.
+fn device(libraries: &Libraries) -> Option<String> {
+    let gpu = Gpu::open(libraries.device).ok()?;
+    let ((major, minor), version) = (gpu.capability().ok()?, network::tensorrt_version(libraries).ok()?);
+    Some(format!("{} of capability {major}.{minor}, {version}", gpu.name().ok()?))
+}
+
+/// Engines that this machine has for the model, the reference first. GPUs are looked at where `with_gpu`.
+pub fn candidates(model: &Model, libraries: &Libraries, with_gpu: bool) -> Vec<Engine> {
     let reference = reference(libraries);
     let has_int8 = Quantized::read(model).ok().flatten().is_some();
-    let backends = [Some(reference.backend), libraries.openvino.as_ref().map(|_| Backend::Openvino)];
+    let backends = [
+        Some(reference.backend),
+        libraries.openvino.as_ref().map(|_| Backend::Openvino),
+        (with_gpu && Gpu::count().is_ok_and(|n| n > 0)).then_some(Backend::Tensorrt),
+    ];
     let mut engines = vec![reference];
     for backend in backends.into_iter().flatten() {
         let own = Precision::ALL
@@ -335,9 +374,12 @@ pub fn line(row: &Row) -> String {
     match &row.found {
         Err(reason) => format!("{engine:<14} {}", reason.replace('\n', "; ")),
         Ok(found) => {
-            let (batch, rate) = found.best().map_or((0, 0.0), |best| (best.batch, best.per_cpu_s));
+            let best = found.best(row.engine);
+            let rate = best.map_or(0.0, |r| if row.engine.is_on_gpu() { r.per_wall_s } else { r.per_cpu_s });
+            let (batch, clock) =
+                (best.map_or(0, |r| r.batch), if row.engine.is_on_gpu() { "" } else { "CPU " });
             format!(
-                "{engine:<14} {rate:>7.1} images a CPU second in batches of {batch:>2}; cosine to fp32 {:.5} in the mean, {:.5} at least",
+                "{engine:<14} {rate:>7.1} images a {clock}second in batches of {batch:>2}; cosine to fp32 {:.5} in the mean, {:.5} at least",
                 found.mean_cosine, found.least_cosine
             )
         }

@@ -34,12 +34,12 @@ impl Chooser {
         self.sink.progress().step();
         self.first.get_or_insert(pts);
         match self.sampler.push(pts, is_keyframe, surface) {
-            Some((info, surface)) => self.frame(info, &surface),
+            Some((info, surface)) => self.frame(info, surface),
             None => Ok(()),
         }
     }
 
-    fn frame(&mut self, info: FrameInfo, surface: &Surface) -> Result<(), Closed> {
+    fn frame(&mut self, info: FrameInfo, surface: Surface) -> Result<(), Closed> {
         if self.after.is_some_and(|after| info.pts <= after) {
             Ok(())
         } else {
@@ -54,7 +54,7 @@ impl Chooser {
         stream.n_frames = self.sampler.n_seen();
         if let Some((info, surface)) = self.sampler.finish(stream.end) {
             // Whoever closed hears of it by himself.
-            let _ = self.frame(info, &surface);
+            let _ = self.frame(info, surface);
         }
         self.sink.end(stream, result);
     }

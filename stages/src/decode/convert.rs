@@ -1,8 +1,8 @@
 //! Chosen frames → the model's form, in the decoder's thread.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Sender, TrySendError};
 use kernels::picture::Reading;
 
 use super::{FrameSink, StreamEnd, filling::Filling, surface::Surface, watch::Progress};
@@ -10,6 +10,9 @@ use crate::{
     item::{ClipRef, FrameInfo},
     stage::{Closed, Reason},
 };
+
+/// Looks so often whether somebody still wants the frames, while a device's memory is to come back.
+const ROOM_WAIT: Duration = Duration::from_millis(20);
 
 /// What crosses from the decoder's thread to the worker's.
 pub(super) enum Event {
@@ -59,8 +62,22 @@ impl FrameSink for Converter {
     }
 
     /// Converts a chosen picture into the batch. One that cannot be read is as good as not decoded.
-    fn frame(&mut self, info: FrameInfo, surface: &Surface) -> Result<(), Closed> {
+    fn frame(&mut self, info: FrameInfo, surface: Surface) -> Result<(), Closed> {
         let mut batch = self.filling.lock();
+        while batch.is_turn(self.turn) && !batch.has_room() {
+            // Ours may be among the batches whose memory is waited for: the worker sends them on meanwhile.
+            let pool = batch.pool();
+            drop(batch);
+            if let Err(TrySendError::Disconnected(_)) = self.events.try_send(Event::Full) {
+                return Err(Closed);
+            }
+            if let Some(pool) = pool {
+                pool.wait(ROOM_WAIT);
+            }
+            // It is not the decoder that is silent.
+            self.progress.step();
+            batch = self.filling.lock();
+        }
         if !batch.is_turn(self.turn) {
             return Err(Closed);
         }
@@ -93,8 +110,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        decode::{surface::Canvas, watch::Watch},
-        item::{ClipId, Pts},
+        decode::{room::Room, surface::Canvas, watch::Watch},
+        item::{ClipId, FrameBatch, Pts},
+        stage::Kept,
     };
 
     #[test]
@@ -107,7 +125,7 @@ mod tests {
             mean: [0.0; 3],
             std: [1.0; 3],
         };
-        let filling = Filling::new(&recipe, 2);
+        let filling = Filling::new(Room::open(&recipe, 2, None).unwrap(), 2);
         let reading = Reading { unspecified: Matrix::Bt601, one_field: true };
         let (events, received) = crossbeam_channel::unbounded();
         let converter = |id| {
@@ -115,23 +133,26 @@ mod tests {
             let progress = Watch::new(std::time::Duration::from_secs(1)).progress();
             Converter::new(clip, reading, filling.clone(), events.clone(), progress)
         };
-        let surface = Surface::rgba(Canvas { rgba: vec![255; 64], width: 4, height: 4 });
+        let surface = || Surface::rgba(Canvas { rgba: vec![255; 64], width: 4, height: 4 });
         let info = FrameInfo { frame_index: 0, pts: Pts { nanos: 0 }, is_keyframe: true };
 
         let mut hung = converter(0);
-        assert!(hung.frame(info, &surface).is_ok());
+        assert!(hung.frame(info, surface()).is_ok());
         let mut next = converter(1);
         // It wakes while the next clip is decoded, and can do no harm any more.
-        assert!(hung.frame(info, &surface).is_err());
-        assert!(next.frame(info, &surface).is_ok());
+        assert!(hung.frame(info, surface()).is_err());
+        assert!(next.frame(info, surface()).is_ok());
         assert!(matches!(received.try_recv(), Ok(Event::Full)));
-        let batch = filling.lock().take().unwrap();
+        let mut sent = Kept(Vec::new());
+        filling.send_on(&mut sent).unwrap();
+        let batch = sent.0.remove(0);
         let parts: Vec<(u64, usize)> = batch.parts.iter().map(|p| (p.clip.id.0, p.frames.len())).collect();
         assert_eq!(parts, [(0, 1), (1, 1)]);
         // One whose worker has left when it fills a batch takes nothing with it.
-        assert!(next.frame(info, &surface).is_ok());
+        assert!(next.frame(info, surface()).is_ok());
         drop(received);
-        assert!(next.frame(info, &surface).is_err());
-        assert_eq!(filling.lock().take_any().map(|batch| batch.n_frames()), Some(2));
+        assert!(next.frame(info, surface()).is_err());
+        filling.send_all(&mut sent).unwrap();
+        assert_eq!(sent.0.iter().map(FrameBatch::n_frames).collect::<Vec<_>>(), [2]);
     }
 }

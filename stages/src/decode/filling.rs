@@ -8,16 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kernels::{
-    picture::Reading,
-    preprocess::{Preprocessor, Recipe},
-};
+use kernels::{device::DevicePool, picture::Reading};
 
-use super::surface::Surface;
+use super::{
+    room::{NotPut, Room},
+    surface::Surface,
+};
 use crate::{
     item::{ClipEnd, ClipRef, FrameBatch, FrameInfo, Part},
-    stage::{Closed, Emit},
-    tensors::{TensorBuffer, TensorPool},
+    stage::{Emit, StageError},
 };
 
 /// A batch with frames in it does not wait for more than this to be full.
@@ -28,13 +27,12 @@ const PATIENCE: Duration = Duration::from_millis(500);
 pub(super) struct Filling(Arc<Mutex<Batch>>);
 
 pub(super) struct Batch {
-    preprocessor: Preprocessor,
-    pool: TensorPool,
-    tensor_len: usize,
+    room: Room,
     capacity: usize,
     parts: Vec<Part>,
-    tensors: TensorBuffer,
     n_frames: usize,
+    /// Why nothing can be put into a batch any more.
+    fault: Option<anyhow::Error>,
     /// Batches that are full, until the worker takes them: whatever becomes of a decoder's thread, the
     /// frames of other clips in them are not lost with it.
     full: VecDeque<FrameBatch>,
@@ -45,16 +43,14 @@ pub(super) struct Batch {
 }
 
 impl Filling {
-    /// Of `capacity` frames at most.
-    pub(super) fn new(recipe: &Recipe, capacity: usize) -> Self {
+    /// Of `capacity` frames at most, for which `room` is made.
+    pub(super) fn new(room: Room, capacity: usize) -> Self {
         Self(Arc::new(Mutex::new(Batch {
-            preprocessor: Preprocessor::new(recipe.clone()),
-            pool: TensorPool::new(capacity * recipe.tensor_len()),
-            tensor_len: recipe.tensor_len(),
+            room,
             capacity,
             parts: Vec::new(),
-            tensors: TensorBuffer::default(),
             n_frames: 0,
+            fault: None,
             full: VecDeque::new(),
             since: Instant::now(),
             turn: 0,
@@ -70,21 +66,32 @@ impl Filling {
     pub(super) fn turn(&self) -> u64 {
         let mut batch = self.lock();
         batch.turn += 1;
+        batch.give_back();
         batch.turn
     }
 }
 
 impl Filling {
     /// Sends on what is full or has waited long, and tells whether that was anything.
-    pub(super) fn send_on(&self, out: &mut dyn Emit<FrameBatch>) -> Result<bool, Closed> {
+    pub(super) fn send_on(&self, out: &mut dyn Emit<FrameBatch>) -> Result<bool, StageError> {
         let mut is_any = false;
         loop {
             // Not held while the edge may block.
-            let taken = self.lock().take();
+            let (taken, fault) = self.lock().take();
+            if let Some(fault) = fault {
+                return Err(StageError::Fatal(fault));
+            }
             let Some(batch) = taken else { return Ok(is_any) };
             out.emit(batch)?;
             is_any = true;
         }
+    }
+
+    /// Sends on all that there is.
+    pub(super) fn send_all(&self, out: &mut dyn Emit<FrameBatch>) -> Result<(), StageError> {
+        self.send_on(out)?;
+        self.lock().close();
+        self.send_on(out).map(drop)
     }
 }
 
@@ -93,34 +100,51 @@ impl Batch {
         self.turn == turn
     }
 
+    /// Memory that comes back from other batches, where it is bounded.
+    pub(super) fn pool(&self) -> Option<DevicePool> {
+        self.room.pool()
+    }
+
+    /// Whether there is memory for the next picture. A device's comes back when other batches are embedded.
+    pub(super) fn has_room(&mut self) -> bool {
+        self.room.is_there()
+    }
+
     /// Converts a picture into the next place, or says why that cannot be. A batch that is full by it
-    /// waits to be taken.
+    /// waits to be taken. After a fault, so does that.
     pub(super) fn push(
         &mut self,
         clip: &Arc<ClipRef>,
         info: FrameInfo,
-        surface: &Surface,
+        surface: Surface,
         reading: Reading,
     ) -> Result<(), String> {
-        if self.tensors.is_empty() {
-            self.tensors = self.pool.take();
+        match self.room.put(self.n_frames, surface, reading) {
+            Ok(()) => (),
+            Err(NotPut::Picture(detail)) => return Err(detail),
+            Err(NotPut::Fault(fault)) => {
+                self.fault.get_or_insert(fault);
+                return Ok(());
+            }
         }
-        let Self { preprocessor, tensors, tensor_len, .. } = self;
-        let at = self.n_frames * *tensor_len;
-        let place = &mut tensors[at..at + *tensor_len];
-        surface
-            .with_picture(reading, |picture| preprocessor.run(picture, place).map_err(|e| e.to_string()))??;
         self.n_frames += 1;
         self.part(clip).frames.push(info);
         if self.n_frames == self.capacity {
-            let batch = self.close();
-            self.full.extend(batch);
+            self.close();
         }
         Ok(())
     }
 
+    /// Gives the decoder's surfaces back.
+    fn give_back(&mut self) {
+        if let Err(fault) = self.room.give_back() {
+            self.fault.get_or_insert(fault);
+        }
+    }
+
     /// Marks the end of a clip.
     pub(super) fn end(&mut self, clip: &Arc<ClipRef>, end: ClipEnd) {
+        self.give_back();
         self.part(clip).end = Some(Box::new(end));
     }
 
@@ -135,27 +159,31 @@ impl Batch {
         &mut self.parts[last]
     }
 
+    /// Whether the worker has something to take.
     pub(super) fn has_full(&self) -> bool {
-        !self.full.is_empty()
+        !self.full.is_empty() || self.fault.is_some()
     }
 
-    /// A batch that is full, or has waited long.
-    pub(super) fn take(&mut self) -> Option<FrameBatch> {
-        let is_old = self.since.elapsed() >= PATIENCE;
-        self.full.pop_front().or_else(|| if is_old { self.close() } else { None })
+    /// A batch that is full, or has waited long; or what went wrong.
+    fn take(&mut self) -> (Option<FrameBatch>, Option<anyhow::Error>) {
+        if self.full.is_empty() && self.since.elapsed() >= PATIENCE {
+            self.close();
+        }
+        (self.full.pop_front(), self.fault.take())
     }
 
-    /// A batch, if there is anything in it.
-    pub(super) fn take_any(&mut self) -> Option<FrameBatch> {
-        self.full.pop_front().or_else(|| self.close())
-    }
-
-    fn close(&mut self) -> Option<FrameBatch> {
+    /// What is in the batch waits to be taken.
+    fn close(&mut self) {
         if self.parts.is_empty() {
-            return None;
+            return;
         }
         self.n_frames = 0;
-        let (parts, tensors) = (std::mem::take(&mut self.parts), std::mem::take(&mut self.tensors));
-        Some(FrameBatch { parts, tensors })
+        let parts = std::mem::take(&mut self.parts);
+        match self.room.take() {
+            Ok(tensors) => self.full.push_back(FrameBatch { parts, tensors }),
+            Err(fault) => {
+                self.fault.get_or_insert(fault);
+            }
+        }
     }
 }

@@ -12,6 +12,9 @@ pub mod cores;
 mod filling;
 mod gstreamer;
 mod libav;
+pub mod nvdec;
+mod room;
+pub mod route;
 pub mod sample;
 mod surface;
 mod watch;
@@ -28,6 +31,7 @@ use kernels::{
 
 use crate::{
     item::{ClipEnd, EncodedClip, FrameBatch, FrameInfo, Pts},
+    lane::Lane,
     stage::{Closed, Emit, Reason, Rejection, Stage, StageError},
 };
 use choose::Chooser;
@@ -35,6 +39,8 @@ use container::Container;
 use convert::{Converter, Event, Finished};
 use cores::Cores;
 use filling::Filling;
+use nvdec::Nvdec;
+use room::Room;
 use sample::Sampling;
 use surface::Surface;
 use watch::{Progress, Watch, abandon};
@@ -63,16 +69,20 @@ pub struct Settings {
     pub threads: u32,
     /// What all workers share of the machine.
     pub cores: Cores,
+    /// Decoders of a GPU, for what they can decode; [`Backend::Gstreamer`] leaves them out.
+    pub nvdec: Option<Nvdec>,
     /// How pictures are read where that is a matter of choice.
     pub reading: Reading,
     /// A decoder that delivers nothing for so long is given up.
     pub stall: Duration,
-    /// Whether the good part of a damaged clip is kept.
+    /// Whether the good part of a damaged clip is kept. If not, `nvdec` is left out, which tells no damage.
     pub keep_damaged: bool,
     /// Frames of one [`FrameBatch`], at most.
     pub batch_frames: usize,
     /// The model's wishes.
     pub recipe: Recipe,
+    /// The GPU that batches are made on, if not on the host.
+    pub lane: Option<Lane>,
 }
 
 impl Settings {
@@ -84,11 +94,13 @@ impl Settings {
             plan: true,
             threads: 0,
             cores: Cores::new(std::thread::available_parallelism().map_or(1, |n| n.get())),
+            nvdec: None,
             reading: Reading { unspecified: Matrix::Bt601, one_field: true },
             stall: Duration::from_secs(20),
             keep_damaged: true,
             batch_frames: 8,
             recipe,
+            lane: None,
         }
     }
 }
@@ -106,14 +118,17 @@ trait Decoder: Send {
 }
 
 /// A clip being decoded; dropping it stops that. Receivers of its output go first.
-trait Decoding: Send {}
+trait Decoding: Send {
+    /// It made no progress for too long; it is dropped next.
+    fn hung(&mut self) {}
+}
 
 /// Takes the chosen frames in the decoder's thread.
 trait FrameSink: Send {
     /// Counts what the decoder does, so that silence is noticed.
     fn progress(&self) -> &Progress;
     /// The next frame; `Closed` stops the decoder.
-    fn frame(&mut self, info: FrameInfo, surface: &Surface) -> Result<(), Closed>;
+    fn frame(&mut self, info: FrameInfo, surface: Surface) -> Result<(), Closed>;
     /// No more frames, and why. Called once, last.
     fn end(&mut self, stream: StreamEnd, result: Result<(), Reason>);
 }
@@ -125,7 +140,7 @@ struct StreamEnd {
     pub codec: String,
     /// Such as `mp4`.
     pub container: String,
-    /// Such as `libav:h264` or `gstreamer:avdec_h264`.
+    /// Such as `nvdec:h264`, `libav:h264` or `gstreamer:avdec_h264`.
     pub decoder: String,
     /// Samples across of the first picture.
     pub width: u32,
@@ -167,7 +182,7 @@ pub struct Decode {
 
 impl Decode {
     /// With the decoders that the settings ask for.
-    pub fn open(settings: Settings) -> Self {
+    pub fn open(settings: Settings) -> anyhow::Result<Self> {
         let libav = || -> Box<dyn Decoder> { Box::new(libav::LibavDecoder::new(&settings)) };
         let gstreamer = || -> Box<dyn Decoder> {
             Box::new(gstreamer::GstreamerDecoder::new(settings.threads.max(1), settings.stall))
@@ -177,8 +192,9 @@ impl Decode {
             Backend::Libav => vec![libav()],
             Backend::Gstreamer => vec![gstreamer()],
         };
-        let filling = Filling::new(&settings.recipe, settings.batch_frames);
-        Self { settings, decoders, filling }
+        let room = Room::open(&settings.recipe, settings.batch_frames, settings.lane.as_ref())?;
+        let filling = Filling::new(room, settings.batch_frames);
+        Ok(Self { settings, decoders, filling })
     }
 
     /// Decodes with the first decoder that supports the clip.
@@ -256,7 +272,7 @@ impl Stage for Decode {
         let reject = |reason| Rejection { clip: clip.clone(), stage: "decode", reason };
         let finished = match self.decode(&item, out) {
             Ok(finished) => finished,
-            Err(Stopped::Closed(closed)) => return Err(closed.into()),
+            Err(Stopped::Stage(e)) => return Err(e),
             Err(Stopped::Reject(reason)) => return Err(reject(reason).into()),
         };
         let damage = self.damage(&finished, item.file.bytes()).map_err(reject)?;
@@ -292,9 +308,7 @@ impl Stage for Decode {
     }
 
     fn finish(&mut self, out: &mut dyn Emit<FrameBatch>) -> Result<(), StageError> {
-        self.filling.send_on(out)?;
-        let last = self.filling.lock().take_any();
-        Ok(last.map_or(Ok(()), |batch| out.emit(batch))?)
+        self.filling.send_all(out)
     }
 }
 
@@ -307,7 +321,8 @@ struct Running<'a> {
 
 /// Why a clip has no end of its own.
 enum Stopped {
-    Closed(Closed),
+    /// The worker ends with it.
+    Stage(StageError),
     Reject(Reason),
 }
 
@@ -324,7 +339,7 @@ impl Running<'_> {
             match watch.recv(&self.events) {
                 // Frames of a slow clip, and of those before it, do not wait for its next ones either.
                 Ok(Some(Event::Full) | None) => {
-                    if self.filling.send_on(out).map_err(Stopped::Closed)? {
+                    if self.filling.send_on(out).map_err(Stopped::Stage)? {
                         watch.rest();
                     }
                 }

@@ -1,8 +1,11 @@
 //! A decoder's picture, whichever decoder it is, seen as borrowed planes.
 
 use kernels::{
-    ffi::libav,
-    picture::{Colour, Layout, Orientation, Picture, PixelFormat, Plane, Range, Reading, SampleAspect},
+    ffi::{gst_cuda::CudaSurface, libav},
+    picture::{
+        Colour, DevicePicture, Layout, Look, Orientation, Picture, PixelFormat, Plane, Range, Reading,
+        SampleAspect,
+    },
 };
 
 use super::gstreamer::sample::SampleSurface;
@@ -16,6 +19,7 @@ pub(super) struct Surface {
 enum From {
     Libav(libav::Frame, Option<SampleAspect>),
     Gstreamer(SampleSurface),
+    Cuda(Box<CudaSurface>, Colour, SampleAspect),
     Rgba(Canvas),
 }
 
@@ -37,6 +41,32 @@ impl Surface {
         Self { from: From::Gstreamer(sample), orientation }
     }
 
+    /// A picture in a device's memory.
+    pub(super) fn cuda(
+        surface: CudaSurface,
+        colour: Colour,
+        orientation: Orientation,
+        sample_aspect: SampleAspect,
+    ) -> Self {
+        Self { from: From::Cuda(Box::new(surface), colour, sample_aspect), orientation }
+    }
+
+    /// The picture in its device's memory, where that is where it lies; borrowed from its decoder as long as
+    /// this is.
+    pub(super) fn on_device(&self, reading: Reading) -> Option<DevicePicture<'_>> {
+        let From::Cuda(surface, colour, sample_aspect) = &self.from else { return None };
+        let picture = surface.picture(self.look(surface, *colour, *sample_aspect));
+        Some(match surface.top_field_first() {
+            Some(top) if reading.one_field => picture.one_field(top),
+            _ => picture,
+        })
+    }
+
+    fn look(&self, surface: &CudaSurface, colour: Colour, sample_aspect: SampleAspect) -> Look {
+        let (width, height) = surface.size();
+        Look { width, height, format: surface.format(), colour, orientation: self.orientation, sample_aspect }
+    }
+
     /// A picture of our own.
     pub(super) fn rgba(canvas: Canvas) -> Self {
         Self { from: From::Rgba(canvas), orientation: Orientation::default() }
@@ -54,6 +84,20 @@ impl Surface {
                 frame.with_picture(reading, *stated, turned).map_err(|e| e.to_string())
             }
             From::Gstreamer(sample) => sample.with_picture(reading, turned),
+            From::Cuda(surface, colour, sample_aspect) => {
+                let Look { width, height, format, colour, orientation, sample_aspect } =
+                    self.look(surface, *colour, *sample_aspect);
+                let seen = surface.with_host_planes(|[y, uv]| {
+                    let planes = [y, uv, Plane { data: &[], stride: 0 }];
+                    let picture =
+                        Picture { planes, width, height, format, colour, orientation, sample_aspect };
+                    match surface.top_field_first() {
+                        Some(top) if reading.one_field => turned(&picture.one_field(top)),
+                        _ => turned(&picture),
+                    }
+                });
+                seen.map_err(|e| e.to_string())
+            }
             From::Rgba(canvas) => Ok(turned(&canvas.picture())),
         }
     }

@@ -74,6 +74,7 @@ impl Watch {
 }
 
 /// Leaves a hung decoder to a thread of its own: stopping it may hang as well.
-pub(super) fn abandon(decoding: Box<dyn Decoding>) {
+pub(super) fn abandon(mut decoding: Box<dyn Decoding>) {
+    decoding.hung();
     std::thread::spawn(move || drop(decoding));
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 
 use super::{
-    Encoded, Encoder,
+    Encoded,
     network::{self, Backend, Feed, Libraries, Network, Opening, Values, require},
 };
 use crate::model::Model;
@@ -67,10 +67,9 @@ impl ImageTower {
         let logits = outputs.next().map(|array| array.values).unwrap_or_default();
         Ok(Encoded { embeddings, logits })
     }
-}
 
-impl Encoder for ImageTower {
-    fn encode(&mut self, tensors: &[f32], n: usize) -> Result<Encoded> {
+    /// Embeds `n` tensors. The same tensor gives the same vector in any company.
+    pub fn encode(&mut self, tensors: &[f32], n: usize) -> Result<Encoded> {
         if !self.one_by_one {
             return self.run(tensors, n);
         }

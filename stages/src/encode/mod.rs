@@ -4,21 +4,26 @@
 pub mod image;
 pub mod joint;
 pub mod network;
+pub mod onnx_file;
 pub mod quantized;
+pub mod tensorrt;
 pub mod text;
 
-use std::path::PathBuf;
+use std::{collections::VecDeque, path::PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::{
-    item::{EmbeddingBatch, FrameBatch},
+    item::{EmbeddingBatch, FrameBatch, Part},
     model::Model,
-    stage::{Emit, Stage, StageError},
+    stage::{Emit, Reason, Rejection, Stage, StageError},
+    tensors::Tensors,
 };
 use image::ImageTower;
 use joint::JointSpace;
+use kernels::gpu::Gpu;
 use network::{Libraries, Opening};
+use tensorrt::{Place, TensorrtTower};
 
 /// How the encode stage works.
 #[derive(Clone, Debug)]
@@ -31,6 +36,10 @@ pub struct Settings {
     pub opening: Opening,
     /// Whether the image tower's own vectors are kept beside the joint ones.
     pub keep_image_embedding: bool,
+    /// Frames of a batch, at most.
+    pub batch: usize,
+    /// The GPU that an engine for one runs on.
+    pub device: usize,
 }
 
 /// What an encoder says of a batch of `n` frames.
@@ -42,57 +51,107 @@ pub struct Encoded {
     pub logits: Vec<f32>,
 }
 
-/// Runs the image tower: the seam between the stage and what embeds.
+/// Runs the image tower: the seam between the stage and what embeds. The same tensor gives the same vector in
+/// any company.
 pub trait Encoder {
-    /// Embeds `n` tensors. The same tensor gives the same vector in any company.
-    fn encode(&mut self, tensors: &[f32], n: usize) -> Result<Encoded>;
+    /// Takes a batch of `n` tensors to embed.
+    fn submit(&mut self, tensors: Tensors, n: usize) -> Result<()>;
+    /// What became of the batch that was taken first and not given back.
+    fn collect(&mut self) -> Result<Encoded>;
+    /// Batches that it works on at once.
+    fn depth(&self) -> usize;
+}
+
+/// An encoder that works while it is called.
+struct Blocking {
+    tower: ImageTower,
+    tensor_len: usize,
+    done: VecDeque<Encoded>,
+}
+
+impl Encoder for Blocking {
+    fn submit(&mut self, tensors: Tensors, n: usize) -> Result<()> {
+        let tensors = tensors.on_host().context("a batch on a GPU, for an engine that is not there")?;
+        self.done.push_back(self.tower.encode(&tensors[..n * self.tensor_len], n)?);
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<Encoded> {
+        self.done.pop_front().context("nothing was submitted")
+    }
+
+    fn depth(&self) -> usize {
+        1
+    }
 }
 
 /// The encode stage.
 pub struct Encode {
     encoder: Box<dyn Encoder>,
+    /// Whose frames the encoder works on, in the order of their batches.
+    submitted: VecDeque<Vec<Part>>,
     joint: JointSpace,
     keep_image_embedding: bool,
     image_dim: usize,
-    tensor_len: usize,
 }
 
 impl Encode {
     /// Loads the image tower, on the thread that will run it.
     pub fn open(settings: &Settings, libraries: &Libraries) -> Result<Self> {
-        let model = &settings.model;
+        let Settings { model, image, opening, batch, .. } = settings;
         let joint = JointSpace::open(model)?;
+        let encoder: Box<dyn Encoder> = if opening.engine.is_on_gpu() {
+            let place = Place::of(libraries, &Gpu::open(settings.device)?)?;
+            let told = &mut |text: &str| {
+                tracing::info!("{text}");
+                true
+            };
+            Box::new(TensorrtTower::open(model, image, opening.engine.precision, *batch, &place, told)?)
+        } else {
+            let tower = ImageTower::open_file(image, model, *opening, libraries)?;
+            Box::new(Blocking { tower, tensor_len: model.recipe().tensor_len(), done: VecDeque::new() })
+        };
         Ok(Self {
-            encoder: Box::new(ImageTower::open_file(&settings.image, model, settings.opening, libraries)?),
+            encoder,
+            submitted: VecDeque::new(),
             keep_image_embedding: settings.keep_image_embedding && !joint.is_direct(),
             joint,
             image_dim: model.card.image.dim,
-            tensor_len: model.recipe().tensor_len(),
         })
     }
-}
 
-impl Stage for Encode {
-    type In = FrameBatch;
-    type Out = EmbeddingBatch;
-
-    fn process(&mut self, item: FrameBatch, out: &mut dyn Emit<EmbeddingBatch>) -> Result<(), StageError> {
-        let n = item.n_frames();
-        let mut joint = Vec::new();
-        let mut images = Vec::new();
-        if n > 0 {
-            let since = std::time::Instant::now();
-            let encoded = self.encoder.encode(&item.tensors[..n * self.tensor_len], n)?;
-            tracing::trace!(frames = n, parts = item.parts.len(), took = ?since.elapsed(), "embedded a batch");
-            joint = self.joint.project(&encoded, n)?;
-            images = encoded.embeddings;
+    /// Sends on the batches that were taken first, until no more than `left` are under way.
+    fn send_on(&mut self, left: usize, out: &mut dyn Emit<EmbeddingBatch>) -> Result<(), StageError> {
+        while self.submitted.len() > left {
+            let Some(parts) = self.submitted.pop_front() else { break };
+            let encoded = self.encoder.collect()?;
+            self.emit(parts, encoded, out)?;
         }
-        let (mut joint, mut images) = (joint.as_slice(), images.as_slice());
-        for part in item.parts {
+        Ok(())
+    }
+
+    /// Gives every part its rows.
+    fn emit(
+        &self,
+        parts: Vec<Part>,
+        encoded: Encoded,
+        out: &mut dyn Emit<EmbeddingBatch>,
+    ) -> Result<(), StageError> {
+        let n = parts.iter().map(|part| part.frames.len()).sum();
+        let joint = self.joint.project(&encoded, n)?;
+        let (mut joint, mut images) = (joint.as_slice(), encoded.embeddings.as_slice());
+        for part in parts {
             let n = part.frames.len();
             let (own, rest) = joint.split_at(n * self.joint.dim());
             let (own_images, other_images) = images.split_at(n * self.image_dim);
             (joint, images) = (rest, other_images);
+            // In half precision a picture may be too much for a model. What is no number would be found by no query.
+            if !own.iter().chain(own_images).all(|v| v.is_finite()) {
+                let detail = "the model gives vectors that are no numbers".into();
+                let reason = Reason::Corrupt { last_good: None, detail };
+                out.reject(Rejection { clip: part.clip, stage: "encode", reason })?;
+                continue;
+            }
             out.emit(EmbeddingBatch {
                 clip: part.clip,
                 frames: part.frames,
@@ -102,5 +161,31 @@ impl Stage for Encode {
             })?;
         }
         Ok(())
+    }
+}
+
+impl Stage for Encode {
+    type In = FrameBatch;
+    type Out = EmbeddingBatch;
+
+    fn process(&mut self, item: FrameBatch, out: &mut dyn Emit<EmbeddingBatch>) -> Result<(), StageError> {
+        let n = item.n_frames();
+        if n == 0 {
+            // Ends alone. Rows that are under way may come after them: the index counts.
+            return self.emit(item.parts, Encoded { embeddings: Vec::new(), logits: Vec::new() }, out);
+        }
+        let since = std::time::Instant::now();
+        self.encoder.submit(item.tensors, n)?;
+        tracing::trace!(frames = n, parts = item.parts.len(), took = ?since.elapsed(), "took a batch");
+        self.submitted.push_back(item.parts);
+        self.send_on(self.encoder.depth() - 1, out)
+    }
+
+    fn idle(&mut self, out: &mut dyn Emit<EmbeddingBatch>) -> Result<(), StageError> {
+        self.send_on(0, out)
+    }
+
+    fn finish(&mut self, out: &mut dyn Emit<EmbeddingBatch>) -> Result<(), StageError> {
+        self.send_on(0, out)
     }
 }

@@ -467,6 +467,11 @@ impl Frame {
         (size[0].max(0) as u32, size[1].max(0) as u32)
     }
 
+    /// Whether more was decoded than is shown, to the left of it or above.
+    pub fn is_offset(&self) -> bool {
+        self.describe().is_offset != 0
+    }
+
     /// Shows the picture to `see`; `stated` is the shape of samples that the container states.
     ///
     /// Formats that the kernels do not read are converted first, to no less precision.

@@ -80,7 +80,7 @@ pub(super) struct Picture {
     pub(super) is_interlaced: i32,
     pub(super) is_top_field_first: i32,
     pub(super) is_rgb: i32,
-    pub(super) reserved: i32,
+    pub(super) is_offset: i32,
 }
 
 unsafe extern "C" {

@@ -3,12 +3,13 @@
 use std::{
     collections::VecDeque,
     ops::Range,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
 };
 
 use kernels::{
     ffi::libav::{Answer, Decoder, Error, Frame, Stream},
     mapped_file::MappedFile,
+    picture::Reading,
 };
 
 use super::{
@@ -23,6 +24,11 @@ use crate::{
         choose::Chooser,
         container::Container,
         cores::Cores,
+        nvdec::{
+            self, Nvdec,
+            pool::{Open, tell_of_failures},
+        },
+        route::{Features, Ticket, Way},
         sample::{PacketTimes, Sampling},
         surface::Surface,
         webp,
@@ -39,12 +45,67 @@ pub(super) struct Job {
     /// 0 leaves it to `cores`.
     pub(super) threads: u32,
     pub(super) cores: Cores,
+    pub(super) reading: Reading,
+    pub(super) nvdec: Option<Nvdec>,
+    pub(super) slot: Slot,
     pub(super) stop: Arc<AtomicBool>,
     pub(super) sink: Box<dyn FrameSink>,
 }
 
+/// The clip's place among those under way, where there is a choice of decoders, and that of its session.
+/// Whoever gives the clip up gives its places up.
+#[derive(Clone, Default)]
+pub(in crate::decode) struct Slot(Arc<Mutex<Places>>);
+
+#[derive(Default)]
+struct Places {
+    ticket: Option<Ticket>,
+    open: Option<Open>,
+}
+
+impl Slot {
+    fn set(&self, ticket: Option<Ticket>) {
+        let before = std::mem::replace(&mut self.lock().ticket, ticket);
+        drop(before);
+    }
+
+    fn finished(&self) {
+        let ticket = self.lock().ticket.take();
+        ticket.into_iter().for_each(Ticket::finished);
+    }
+
+    fn failed(&self) {
+        let ticket = self.lock().ticket.take();
+        ticket.into_iter().for_each(Ticket::failed);
+    }
+
+    /// The clip is decoded in this session, or no more.
+    pub(in crate::decode) fn lend(&self, open: Option<Open>) {
+        self.lock().open = open;
+    }
+
+    pub(super) fn give_up(&self) {
+        let open = self.lock().open.take();
+        open.iter().for_each(Open::leave);
+        self.set(None);
+    }
+
+    /// The clip was silent for too long, and is given up next.
+    pub(super) fn hung(&self) {
+        if self.lock().open.is_some() {
+            tell_of_failures();
+        }
+        self.failed();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Places> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Why a plan was left.
-enum Left {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::decode) enum Left {
     /// Nobody takes frames any more.
     Closed,
     /// The stream is not what its packets promised: all of it must be decoded.
@@ -66,7 +127,7 @@ impl From<Error> for Left {
 
 /// Decodes; the sink hears the end, whatever it is.
 pub(super) fn decode(job: Job) {
-    let Job { file, sampling, plan, threads, cores, stop, mut sink } = job;
+    let Job { file, sampling, plan, threads, cores, reading, nvdec, slot, stop, mut sink } = job;
     let container = Container::of(file.bytes());
     if container == Container::AnimatedWebp {
         return webp::decode(&file, sampling, sink);
@@ -86,7 +147,10 @@ pub(super) fn decode(job: Job) {
     let mut timeline = Timeline::new(&stream);
     // H.264 in Matroska does not say how far its pictures are reordered; the packets' times do.
     let can_plan = plan && sampling != Sampling::All;
+    // On the device, every clip is decoded by a plan.
+    let nvdec = nvdec.filter(|nvdec| nvdec.knows(stream.codec));
     let must_survey = sampling.needs_packets()
+        || nvdec.is_some()
         || (stream.codec == "h264" && container == Container::Matroska)
         || (can_plan && timeline.codec().is_some());
     let mut survey = None;
@@ -97,26 +161,38 @@ pub(super) fn decode(job: Job) {
         }
     }
     let reorder = survey.as_ref().and_then(|s| s.reorder).filter(|_| stream.codec == "h264");
+    let mut last = None;
+    if let (Some(nvdec), Some(survey)) = (&nvdec, &survey) {
+        let choice = Choice { nvdec, sampling, reading, stream: &stream, survey, slot: &slot, stop: &stop };
+        match choice.decode(&mut packets, sink.as_mut(), &mut end, &mut last) {
+            Some(Ok(())) => {
+                survey.end(&mut end);
+                slot.finished();
+                return sink.end(end, Ok(()));
+            }
+            Some(Err(Left::Closed)) => return,
+            // Decoded anew, without what was handed on.
+            Some(Err(Left::Surprised)) | None => (),
+        }
+    }
     let mut taken = cores.take();
     let mut opened = |packets: &Packets, n_frames: u64| -> Result<Decoder, Error> {
         taken.more(n_frames, u64::from(stream.size.0) * u64::from(stream.size.1));
         let threads = if threads == 0 { taken.threads() } else { threads };
         Decoder::open(packets.input(), threads, reorder)
     };
-    let mut last_planned = None;
     let planned = survey.as_ref().filter(|_| can_plan);
     if let Some((survey, plan)) = planned.and_then(|s| Some((s, Plan::new(sampling, s)?))) {
         let result = opened(&packets, plan.n_pictures()).map_err(Left::from).and_then(|decoder| {
             end.decoder = format!("libav:{}", decoder.name());
             let (packets, sink) = (&mut packets, sink.as_mut());
-            let (end, last) = (&mut end, &mut last_planned);
+            let (end, last) = (&mut end, &mut last);
             Planned { packets, decoder, plan: &plan, stream: &stream, sink, end, last }.run()
         });
         match result {
             Ok(()) => {
-                end.n_frames = survey.times.pts.len() as u32;
-                end.first = survey.times.pts.first().copied().unwrap_or_default();
-                end.end = Pts { nanos: survey.end }.max(survey.times.end.unwrap_or_default());
+                survey.end(&mut end);
+                slot.finished();
                 return sink.end(end, Ok(()));
             }
             Err(Left::Closed) => return,
@@ -137,7 +213,7 @@ pub(super) fn decode(job: Job) {
         Ok(decoder) => {
             end.decoder = format!("libav:{}", decoder.name());
             let timeline = Timeline::new(&stream);
-            let chooser = Chooser::new(sampling, times, sink).after(last_planned);
+            let chooser = Chooser::new(sampling, times, sink).after(last);
             let whole = Whole {
                 packets,
                 decoder,
@@ -153,8 +229,74 @@ pub(super) fn decode(job: Job) {
                 n_faults: 0,
                 fault: None,
             };
-            whole.run();
+            if whole.run() {
+                slot.finished();
+            }
         }
+    }
+}
+
+impl Survey {
+    /// Tells of the stream what its packets told.
+    fn end(&self, end: &mut StreamEnd) {
+        end.n_frames = self.times.pts.len() as u32;
+        end.first = self.times.pts.first().copied().unwrap_or_default();
+        end.end = Pts { nanos: self.end }.max(self.times.end.unwrap_or_default());
+    }
+}
+
+/// What the choice between the device and the CPU rests on.
+struct Choice<'a> {
+    nvdec: &'a Nvdec,
+    sampling: Sampling,
+    reading: Reading,
+    stream: &'a Stream,
+    survey: &'a Survey,
+    slot: &'a Slot,
+    stop: &'a AtomicBool,
+}
+
+impl Choice<'_> {
+    /// Decodes on the device, if that is where the clip goes; `None` if it is not.
+    fn decode(
+        &self,
+        packets: &mut Packets,
+        sink: &mut dyn FrameSink,
+        end: &mut StreamEnd,
+        last: &mut Option<Pts>,
+    ) -> Option<Result<(), Left>> {
+        let plan = Plan::new(self.sampling, self.survey);
+        let n_frames = self.survey.times.pts.len() as u64;
+        let features = Features {
+            codec: self.stream.codec,
+            pixels: u64::from(self.stream.size.0) * u64::from(self.stream.size.1),
+            n_pictures: plan.as_ref().map_or(n_frames, Plan::n_pictures),
+            n_frames,
+        };
+        if let Some(router) = self.nvdec.router() {
+            let ticket = match &plan {
+                Some(_) => router.choose(features, || sink.progress().step()),
+                None => router.note(features, Way::Cpu),
+            };
+            let way = ticket.way();
+            self.slot.set(Some(ticket));
+            if way == Way::Cpu {
+                return None;
+            }
+        }
+        let plan = plan?;
+        let Self { reading, stream, slot, stop, .. } = *self;
+        let planned =
+            nvdec::clip::Planned { packets, plan: &plan, stream, reading, sink, end, last, slot, stop };
+        let result = self.nvdec.decode(planned);
+        if result.is_ok() {
+            end.decoder = format!("nvdec:{}", stream.codec);
+        } else if let (Err(Left::Surprised), Some(router)) = (&result, self.nvdec.router()) {
+            // How long that took tells nothing of clips that the device decodes.
+            self.slot.failed();
+            self.slot.set(Some(router.note(features, Way::Cpu)));
+        }
+        Some(result)
     }
 }
 
@@ -182,7 +324,7 @@ struct Planned<'a> {
     stream: &'a Stream,
     sink: &'a mut dyn FrameSink,
     end: &'a mut StreamEnd,
-    /// Time of the last frame that was handed on.
+    /// Time of the last frame that was handed on, perhaps by another decoder.
     last: &'a mut Option<Pts>,
 }
 
@@ -232,8 +374,11 @@ impl Planned<'_> {
             if place == Some(wanted.place as u32) {
                 out.left.start += 1;
                 first_size(self.end, &frame);
+                if self.last.is_some_and(|last| wanted.info.pts <= last) {
+                    continue;
+                }
                 let surface = Surface::libav(frame, self.stream.orientation, self.stream.sample_aspect);
-                self.sink.frame(wanted.info, &surface)?;
+                self.sink.frame(wanted.info, surface)?;
                 *self.last = Some(wanted.info.pts);
             }
         }
@@ -279,16 +424,19 @@ struct Whole {
 const RECENT: usize = 256;
 
 impl Whole {
-    fn run(mut self) {
+    /// Whether all of it was decoded well.
+    fn run(mut self) -> bool {
         let result = match self.all() {
             // Whoever closed hears nothing any more.
-            Err(Closed) => return,
+            Err(Closed) => return false,
             Ok(()) => self.verdict(),
         };
+        let is_good = result.is_ok();
         if let Some(last) = self.last {
             self.end.end = Pts { nanos: last.end() };
         }
         self.chooser.end(self.end, result);
+        is_good
     }
 
     fn verdict(&mut self) -> Result<(), Reason> {

@@ -6,7 +6,7 @@ use memchr::memmem;
 
 /// Codecs whose pictures can be counted without decoding them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Codec {
+pub(in crate::decode) enum Codec {
     /// MPEG-4 part 2. In AVI a packet may hold a P- and a B-picture, and a later one none.
     Mpeg4(Mpeg4),
     /// Packets may be there for others' sake, not to be shown.
@@ -23,19 +23,19 @@ pub(super) enum Codec {
 
 /// One coded picture.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Coded {
+pub(in crate::decode) struct Coded {
     /// Its bytes in the packet, with the headers before it.
-    pub(super) bytes: Range<usize>,
+    pub(in crate::decode) bytes: Range<usize>,
     /// Whether it is shown.
-    pub(super) is_shown: bool,
+    pub(in crate::decode) is_shown: bool,
     /// Whether it is shown before the picture that was coded before it, and no other refers to it.
-    pub(super) is_b: bool,
+    pub(in crate::decode) is_b: bool,
 }
 
 impl Codec {
     /// By FFmpeg's name; `None` where pictures cannot be counted, or depend on more than the last
     /// keyframe.
-    pub(super) fn of(name: &str, extradata: &[u8]) -> Option<Self> {
+    pub(in crate::decode) fn of(name: &str, extradata: &[u8]) -> Option<Self> {
         Some(match name {
             "mpeg4" => Self::Mpeg4(Mpeg4::new(extradata)),
             "vp8" => Self::Vp8,
@@ -49,12 +49,12 @@ impl Codec {
     }
 
     /// Whether the pictures' kinds tell in which order decoders deliver them.
-    pub(super) fn tells_order(&self) -> bool {
+    pub(in crate::decode) fn tells_order(&self) -> bool {
         *self != Self::Other
     }
 
     /// The pictures of a packet, appended to `to`, shown or not; false if they cannot be told.
-    pub(super) fn pictures(&mut self, packet: &[u8], to: &mut Vec<Coded>) -> bool {
+    pub(in crate::decode) fn pictures(&mut self, packet: &[u8], to: &mut Vec<Coded>) -> bool {
         let is_shown = match self {
             Self::Mpeg4(mpeg4) => return mpeg4.pictures(packet, to),
             // A keyframe is always shown.
@@ -96,7 +96,7 @@ fn mpeg2_is_b(packet: &[u8]) -> bool {
 
 /// What must be remembered of an MPEG-4 stream (ISO 14496-2, 6.2).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Mpeg4 {
+pub(in crate::decode) struct Mpeg4 {
     /// Bits of a time increment, from the last video object layer.
     increment_bits: Option<u32>,
 }

@@ -4,10 +4,10 @@
 //! will choose ([`survey`], [`plan`]), and only what those need is decoded. A stream that turns out
 //! otherwise than its packets promised is decoded whole.
 
-mod clip;
+pub(super) mod clip;
 mod codec;
-mod packets;
-mod plan;
+pub(super) mod packets;
+pub(super) mod plan;
 mod survey;
 mod timeline;
 
@@ -20,23 +20,25 @@ use std::{
 };
 
 use crossbeam_channel::{Sender, unbounded};
-use kernels::mapped_file::MappedFile;
+use kernels::{mapped_file::MappedFile, picture::Reading};
 
 use super::{
-    Decoder, Decoding, FrameSink, Settings, StreamEnd, cores::Cores, sample::Sampling, surface::Surface,
-    watch::Progress,
+    Decoder, Decoding, FrameSink, Settings, StreamEnd, cores::Cores, nvdec::Nvdec, sample::Sampling,
+    surface::Surface, watch::Progress,
 };
 use crate::{
     item::FrameInfo,
     stage::{Closed, Reason},
 };
-use clip::Job;
+use clip::{Job, Slot};
 
 /// A thread that decodes one clip after another.
 pub(super) struct LibavDecoder {
     plan: bool,
     threads: u32,
     cores: Cores,
+    reading: Reading,
+    nvdec: Option<Nvdec>,
     worker: Option<Worker>,
 }
 
@@ -50,20 +52,28 @@ struct Worker {
 /// The clip under way; dropping it makes its reads fail, its frames are not taken any more.
 struct UnderWay {
     stop: Arc<AtomicBool>,
+    slot: Slot,
 }
 
-impl Decoding for UnderWay {}
+impl Decoding for UnderWay {
+    fn hung(&mut self) {
+        self.slot.hung();
+    }
+}
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        self.slot.give_up();
     }
 }
 
 impl LibavDecoder {
     pub(super) fn new(settings: &Settings) -> Self {
-        let Settings { plan, threads, cores, .. } = settings;
-        Self { plan: *plan, threads: *threads, cores: cores.clone(), worker: None }
+        let Settings { plan, threads, cores, reading, nvdec, keep_damaged, .. } = settings.clone();
+        // The device conceals damage without a word.
+        let nvdec = nvdec.filter(|_| keep_damaged);
+        Self { plan, threads, cores, reading, nvdec, worker: None }
     }
 }
 
@@ -77,7 +87,7 @@ impl Decoder for LibavDecoder {
         // A worker that is still busy was given up: it ends by itself, if ever. A panic may have ended it.
         let can_work = |w: &Worker| !w.is_busy.load(Ordering::Acquire) && !w.thread.is_finished();
         self.worker = self.worker.take().filter(can_work);
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, slot) = (Arc::new(AtomicBool::new(false)), Slot::default());
         let worker = self.worker.get_or_insert_with(Worker::start);
         let job = Job {
             file: file.clone(),
@@ -85,6 +95,9 @@ impl Decoder for LibavDecoder {
             plan: self.plan,
             threads: self.threads,
             cores: self.cores.clone(),
+            reading: self.reading,
+            nvdec: self.nvdec.clone(),
+            slot: slot.clone(),
             stop: stop.clone(),
             sink: Box::new(Ending { sink, is_busy: worker.is_busy.clone() }),
         };
@@ -93,7 +106,7 @@ impl Decoder for LibavDecoder {
             last_good: None,
             detail: "the decoder's thread is gone".into(),
         })?;
-        Ok(Box::new(UnderWay { stop }))
+        Ok(Box::new(UnderWay { stop, slot }))
     }
 }
 
@@ -108,7 +121,7 @@ impl FrameSink for Ending {
         self.sink.progress()
     }
 
-    fn frame(&mut self, info: FrameInfo, surface: &Surface) -> Result<(), Closed> {
+    fn frame(&mut self, info: FrameInfo, surface: Surface) -> Result<(), Closed> {
         self.sink.frame(info, surface)
     }
 

@@ -19,7 +19,7 @@ const PACKET_BYTES: usize = 768;
 /// A demuxer seldom looks further back than this: mapped pages behind it are released.
 const MAPPED_BYTES: usize = 2 << 20;
 
-pub(super) struct Packets {
+pub(in crate::decode) struct Packets {
     file: Arc<MappedFile>,
     stop: Arc<AtomicBool>,
     input: Input,
@@ -35,7 +35,7 @@ pub(super) struct Packets {
 }
 
 impl Packets {
-    pub(super) fn open(file: &Arc<MappedFile>, stop: &Arc<AtomicBool>) -> Result<Self, Error> {
+    pub(in crate::decode) fn open(file: &Arc<MappedFile>, stop: &Arc<AtomicBool>) -> Result<Self, Error> {
         Ok(Self {
             file: file.clone(),
             stop: stop.clone(),
@@ -48,16 +48,16 @@ impl Packets {
         })
     }
 
-    pub(super) fn input(&self) -> &Input {
+    pub(in crate::decode) fn input(&self) -> &Input {
         &self.input
     }
 
-    pub(super) fn stream(&self) -> Stream {
+    pub(in crate::decode) fn stream(&self) -> Stream {
         self.input.stream()
     }
 
     /// Reads the next packet.
-    pub(super) fn read(&mut self) -> Result<Option<&Packet>, Error> {
+    pub(in crate::decode) fn read(&mut self) -> Result<Option<&Packet>, Error> {
         if !self.input.read(&mut self.current)? {
             return Ok(None);
         }
@@ -73,7 +73,7 @@ impl Packets {
     }
 
     /// Shows every packet to `see`, then starts again. Returns whether it came to the end.
-    pub(super) fn survey(&mut self, mut see: impl FnMut(u32, &Packet)) -> Result<bool, Error> {
+    pub(in crate::decode) fn survey(&mut self, mut see: impl FnMut(u32, &Packet)) -> Result<bool, Error> {
         let mut kept_bytes = Some(0);
         loop {
             match self.read() {
@@ -106,7 +106,7 @@ impl Packets {
     }
 
     /// The packet of this number. Cheap for the last one, or one after it, or where packets are kept.
-    pub(super) fn get(&mut self, number: u32) -> Result<Option<&Packet>, Error> {
+    pub(in crate::decode) fn get(&mut self, number: u32) -> Result<Option<&Packet>, Error> {
         if !self.kept.is_empty() {
             return match (self.kept.get(number as usize), &self.broken) {
                 (None, Some(error)) => Err(error.clone()),

@@ -10,35 +10,35 @@ use crate::{
 
 /// Pictures to decode in one go, starting at a keyframe.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Segment {
+pub(in crate::decode) struct Segment {
     /// Places in the order of decoding, to the last that is needed.
-    pub(super) places: Range<usize>,
+    pub(in crate::decode) places: Range<usize>,
     /// The chosen among them, as indices of [`Plan::chosen`].
-    pub(super) chosen: Range<usize>,
+    pub(in crate::decode) chosen: Range<usize>,
 }
 
 /// A chosen frame, and its place in the order of decoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Chosen {
-    pub(super) info: FrameInfo,
-    pub(super) place: usize,
+pub(in crate::decode) struct Chosen {
+    pub(in crate::decode) info: FrameInfo,
+    pub(in crate::decode) place: usize,
 }
 
 /// How to decode the chosen frames, and little else.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Plan<'a> {
+pub(in crate::decode) struct Plan<'a> {
     pictures: &'a [Picture],
     /// By place in the order of decoding.
     is_chosen: Vec<bool>,
     /// In presentation order.
-    pub(super) chosen: Vec<Chosen>,
-    pub(super) segments: Vec<Segment>,
+    pub(in crate::decode) chosen: Vec<Chosen>,
+    pub(in crate::decode) segments: Vec<Segment>,
 }
 
 impl<'a> Plan<'a> {
     /// `None` if the survey could not tell all pictures. The frames are those that
     /// [`Sampler`] chooses when it sees every picture.
-    pub(super) fn new(sampling: Sampling, survey: &'a Survey) -> Option<Self> {
+    pub(in crate::decode) fn new(sampling: Sampling, survey: &'a Survey) -> Option<Self> {
         let pictures = survey.pictures.as_ref()?;
         // What comes before the first keyframe may or may not be decodable.
         if !pictures.first().is_some_and(|first| first.is_key && first.rank == Some(0)) {
@@ -64,22 +64,28 @@ impl<'a> Plan<'a> {
         Some(Self { pictures, is_chosen, chosen, segments })
     }
 
-    pub(super) fn is_chosen(&self, place: usize) -> bool {
+    pub(in crate::decode) fn is_chosen(&self, place: usize) -> bool {
         self.is_chosen[place]
     }
 
+    /// Whether a picture that is decoded is not shown.
+    pub(in crate::decode) fn has_hidden(&self) -> bool {
+        let mut places = self.segments.iter().flat_map(|s| s.places.clone());
+        places.any(|place| self.pictures[place].rank.is_none())
+    }
+
     /// When a picture is shown among all.
-    pub(super) fn rank(&self, place: u32) -> Option<u32> {
+    pub(in crate::decode) fn rank(&self, place: u32) -> Option<u32> {
         self.pictures.get(place as usize)?.rank
     }
 
     /// Pictures that will be decoded.
-    pub(super) fn n_pictures(&self) -> u64 {
+    pub(in crate::decode) fn n_pictures(&self) -> u64 {
         self.segments.iter().map(|s| s.places.len() as u64).sum()
     }
 
     /// The picture at a place, unless the segment does without it.
-    pub(super) fn picture(&self, segment: &Segment, place: usize) -> Option<Picture> {
+    pub(in crate::decode) fn picture(&self, segment: &Segment, place: usize) -> Option<Picture> {
         let picture = self.pictures[place];
         let first = self.pictures[segment.places.start];
         // Shown before the keyframe, so made of pictures that are not decoded; nothing else is made of it.

@@ -10,29 +10,29 @@ use crate::{decode::sample::PacketTimes, item::Pts};
 
 /// A coded picture, in the order of decoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Picture {
+pub(in crate::decode) struct Picture {
     /// The packet that holds it.
-    pub(super) packet: u32,
+    pub(in crate::decode) packet: u32,
     /// Where it begins and ends in its packet.
-    pub(super) bytes: (u32, u32),
+    pub(in crate::decode) bytes: (u32, u32),
     /// Place among all pictures as they are shown; `None` if it is decoded for others only.
-    pub(super) rank: Option<u32>,
+    pub(in crate::decode) rank: Option<u32>,
     /// Whether decoding can start with it.
-    pub(super) is_key: bool,
+    pub(in crate::decode) is_key: bool,
     /// Whether no other picture refers to it.
-    pub(super) is_b: bool,
+    pub(in crate::decode) is_b: bool,
 }
 
 /// What a clip's packets tell.
-pub(super) struct Survey {
+pub(in crate::decode) struct Survey {
     /// In the order of decoding; only if all could be told.
-    pub(super) pictures: Option<Vec<Picture>>,
+    pub(in crate::decode) pictures: Option<Vec<Picture>>,
     /// When pictures are shown, sorted.
-    pub(super) times: PacketTimes,
+    pub(in crate::decode) times: PacketTimes,
     /// How many pictures a picture overtakes, at most; unknown where packets have no presentation times.
-    pub(super) reorder: Option<u32>,
+    pub(in crate::decode) reorder: Option<u32>,
     /// When the last picture ends.
-    pub(super) end: i64,
+    pub(in crate::decode) end: i64,
 }
 
 /// Pictures that H.264 and H.265 let overtake another, at most; FFmpeg aborts on more.
@@ -40,7 +40,11 @@ const MOST_REORDERED: usize = 16;
 
 impl Survey {
     /// Reads all packets. `step` is called for each.
-    pub(super) fn of(packets: &mut Packets, timeline: &mut Timeline, step: impl Fn()) -> Result<Self, Error> {
+    pub(in crate::decode) fn of(
+        packets: &mut Packets,
+        timeline: &mut Timeline,
+        step: impl Fn(),
+    ) -> Result<Self, Error> {
         let mut is_whole = true;
         let (mut spans, mut pictures) = (Vec::new(), Vec::new());
         let is_read = packets.survey(|number, packet| {

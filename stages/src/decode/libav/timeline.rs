@@ -15,28 +15,28 @@ const USUAL_FRAME_NS: i64 = 40_000_000;
 
 /// A time and how long it lasts, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Span {
-    pub(super) start: i64,
-    pub(super) lasts: i64,
+pub(in crate::decode) struct Span {
+    pub(in crate::decode) start: i64,
+    pub(in crate::decode) lasts: i64,
 }
 
 impl Span {
-    pub(super) fn end(self) -> i64 {
+    pub(in crate::decode) fn end(self) -> i64 {
         self.start.saturating_add(self.lasts)
     }
 }
 
 /// What a packet means for the times of pictures.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Told {
+pub(in crate::decode) struct Told {
     /// When its picture is shown; in a counted stream, when the next picture in line is.
-    pub(super) span: Option<Span>,
+    pub(in crate::decode) span: Option<Span>,
     /// Whether the codec could tell its pictures, which are then in [`Timeline::coded`].
-    pub(super) is_counted_on: bool,
+    pub(in crate::decode) is_counted_on: bool,
 }
 
 /// Reads a stream's packets one after another.
-pub(super) struct Timeline {
+pub(in crate::decode) struct Timeline {
     codec: Option<Codec>,
     is_avi: bool,
     is_intra_only: bool,
@@ -56,11 +56,11 @@ pub(super) struct Timeline {
     /// Whether a picture was told to be shown before one that was coded before it.
     has_b: bool,
     /// Pictures of the last packet.
-    pub(super) coded: Vec<Coded>,
+    pub(in crate::decode) coded: Vec<Coded>,
 }
 
 impl Timeline {
-    pub(super) fn new(stream: &Stream) -> Self {
+    pub(in crate::decode) fn new(stream: &Stream) -> Self {
         Self {
             codec: Codec::of(stream.codec, &stream.extradata),
             is_avi: stream.container == "avi",
@@ -80,31 +80,31 @@ impl Timeline {
     }
 
     /// How long a picture lasts that does not say.
-    pub(super) fn frame_ns(&self) -> i64 {
+    pub(in crate::decode) fn frame_ns(&self) -> i64 {
         self.frame_ns
     }
 
     /// Whether pictures take the packets' times in turn. Known after the first packet.
-    pub(super) fn is_counted(&self) -> bool {
+    pub(in crate::decode) fn is_counted(&self) -> bool {
         self.counted.unwrap_or(false)
     }
 
     /// Whether all pictures so far are shown in the order of their packets.
-    pub(super) fn is_in_order(&self) -> bool {
+    pub(in crate::decode) fn is_in_order(&self) -> bool {
         let in_order = self.codec.as_ref().map_or(!self.may_reorder, Codec::tells_order);
         !self.has_b && in_order
     }
 
     /// Whether marks of keyframes, all packets having one, are not to be trusted.
-    pub(super) fn has_doubtful_keys(&self, all_are: bool) -> bool {
+    pub(in crate::decode) fn has_doubtful_keys(&self, all_are: bool) -> bool {
         self.is_avi && all_are && !self.is_intra_only && self.n_packets > 1
     }
 
-    pub(super) fn codec(&self) -> Option<&Codec> {
+    pub(in crate::decode) fn codec(&self) -> Option<&Codec> {
         self.codec.as_ref()
     }
 
-    pub(super) fn packet(&mut self, packet: &Packet) -> Told {
+    pub(in crate::decode) fn packet(&mut self, packet: &Packet) -> Told {
         let has_dts_alone = packet.pts_ns.is_none() && packet.dts_ns.is_some();
         let counted = *self.counted.get_or_insert(self.is_avi || self.is_untimed || has_dts_alone);
         self.coded.clear();

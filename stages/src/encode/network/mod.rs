@@ -3,6 +3,7 @@
 
 mod onnx;
 mod rten;
+mod tensorrt;
 
 use std::{
     fmt,
@@ -11,13 +12,14 @@ use std::{
 };
 
 use anyhow::{Result, bail};
+use kernels::{ffi::tensorrt::TensorRt, gpu::Gpu};
 use serde::{Deserialize, Serialize};
 
 pub use onnx::version;
 
-use crate::model::Home;
+use crate::{lane, model::Home};
 
-/// Software that runs networks on a CPU.
+/// Software that runs networks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
@@ -27,6 +29,8 @@ pub enum Backend {
     Openvino,
     /// `rten`, which is Rust and needs no library.
     Rten,
+    /// TensorRT, on an NVIDIA GPU.
+    Tensorrt,
 }
 
 /// The numbers that a network computes in.
@@ -35,6 +39,8 @@ pub enum Backend {
 pub enum Precision {
     /// 32-bit floats.
     Fp32,
+    /// 16-bit floats with 11 bits of significand.
+    Fp16,
     /// Products of 16-bit floats with 8 bits of significand, summed in 32 bits.
     Bf16,
     /// 8-bit integers, by the scales of a quantized model.
@@ -50,9 +56,16 @@ pub struct Engine {
     pub precision: Precision,
 }
 
+impl Engine {
+    /// Whether it takes its pictures on a GPU.
+    pub fn is_on_gpu(self) -> bool {
+        self.backend == Backend::Tensorrt
+    }
+}
+
 impl Backend {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Onnx, Self::Openvino, Self::Rten];
+    pub const ALL: [Self; 4] = [Self::Onnx, Self::Openvino, Self::Rten, Self::Tensorrt];
 
     /// As settings and records name it.
     pub fn word(self) -> &'static str {
@@ -60,18 +73,20 @@ impl Backend {
             Self::Onnx => "onnx",
             Self::Openvino => "openvino",
             Self::Rten => "rten",
+            Self::Tensorrt => "tensorrt",
         }
     }
 }
 
 impl Precision {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Fp32, Self::Bf16, Self::Int8];
+    pub const ALL: [Self; 4] = [Self::Fp32, Self::Fp16, Self::Bf16, Self::Int8];
 
     /// As settings and records name it.
     pub fn word(self) -> &'static str {
         match self {
             Self::Fp32 => "fp32",
+            Self::Fp16 => "fp16",
             Self::Bf16 => "bf16",
             Self::Int8 => "int8",
         }
@@ -106,6 +121,14 @@ pub struct Libraries {
     pub is_named: bool,
     /// An ONNX Runtime with OpenVINO's provider beside it, if installed.
     pub openvino: Option<PathBuf>,
+    /// Folders to look for TensorRT in, before the system's own.
+    pub tensorrt: Vec<PathBuf>,
+    /// Where its engines are kept.
+    pub tensorrt_engines: PathBuf,
+    /// The GPU that single engines run on; a run has its own for each lane.
+    pub device: usize,
+    /// The data folder, where kernels are kept.
+    pub data: PathBuf,
 }
 
 impl Libraries {
@@ -116,6 +139,10 @@ impl Libraries {
             onnxruntime: home.onnxruntime(),
             is_named: std::env::var_os("ORT_DYLIB_PATH").is_some_and(|path| !path.is_empty()),
             openvino: openvino.is_file().then_some(openvino),
+            tensorrt: vec![home.folder().join("tensorrt")],
+            tensorrt_engines: super::tensorrt::engines(home),
+            device: 0,
+            data: home.folder().to_owned(),
         }
     }
 }
@@ -180,11 +207,28 @@ pub fn check(engine: Engine, libraries: &Libraries) -> Result<()> {
         (Backend::Openvino, Precision::Bf16) if !has_bf16() => {
             bail!("{engine}: this CPU does not multiply bf16")
         }
-        (Backend::Onnx, Precision::Bf16) | (Backend::Rten, Precision::Bf16 | Precision::Int8) => {
-            bail!("there is no {engine}: onnx computes in fp32 and int8, rten in fp32, openvino in all three")
+        (Backend::Tensorrt, Precision::Bf16)
+        | (Backend::Onnx | Backend::Openvino | Backend::Rten, Precision::Fp16)
+        | (Backend::Onnx, Precision::Bf16)
+        | (Backend::Rten, Precision::Bf16 | Precision::Int8) => {
+            bail!(
+                "there is no {engine}: onnx computes in fp32 and int8, openvino in fp32, bf16 and int8, rten in fp32, tensorrt in fp32, fp16 and int8"
+            )
+        }
+        (Backend::Tensorrt, _) => {
+            // What the rest is of no use without comes first.
+            let gpu = Gpu::open(libraries.device)?;
+            tensorrt_version(libraries)?;
+            // Pictures are prepared by our own kernels, which must be compiled, or have been.
+            lane::check(&gpu, &Home::at(libraries.data.clone()))
         }
         _ => Ok(()),
     }
+}
+
+/// Such as `TensorRT 10.13.3`.
+pub fn tensorrt_version(libraries: &Libraries) -> Result<String> {
+    Ok(TensorRt::find(&libraries.tensorrt)?.version().to_string())
 }
 
 /// Whether the CPU multiplies bf16; without, OpenVINO computes in fp32 all the same.
@@ -203,6 +247,7 @@ fn has_bf16() -> bool {
 pub fn open(file: &Path, opening: Opening, libraries: &Libraries) -> Result<Box<dyn Network>> {
     check(opening.engine, libraries)?;
     Ok(match opening.engine.backend {
+        Backend::Tensorrt => Box::new(tensorrt::TensorrtNetwork::open(file, opening, libraries)?),
         Backend::Rten => Box::new(rten::RtenNetwork::open(file, opening.threads)?),
         Backend::Onnx | Backend::Openvino => Box::new(onnx::OnnxNetwork::open(file, opening, libraries)?),
     })
@@ -234,6 +279,7 @@ pub fn runtime(engine: Engine, libraries: &Libraries) -> Result<String> {
     check(engine, libraries)?;
     Ok(match (engine.backend, &libraries.openvino) {
         (Backend::Rten, _) => RTEN.into(),
+        (Backend::Tensorrt, _) => tensorrt_version(libraries)?,
         (Backend::Openvino, Some(library)) => {
             format!("OpenVINO in onnxruntime {}", version(library)?)
         }
@@ -263,7 +309,7 @@ mod tests {
 
     #[test]
     fn engines_are_read_as_they_are_written() {
-        for text in ["onnx fp32", "openvino bf16", "openvino int8", "rten fp32"] {
+        for text in ["onnx fp32", "openvino bf16", "openvino int8", "rten fp32", "tensorrt fp16"] {
             assert_eq!(text.parse::<Engine>().unwrap().to_string(), text);
         }
         assert!("onnx".parse::<Engine>().is_err());
