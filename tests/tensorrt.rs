@@ -55,10 +55,20 @@ impl Site {
     }
 
     fn open_on(&self, gpu: usize, precision: Precision, most: usize) -> anyhow::Result<TensorrtTower> {
+        self.open_told(gpu, precision, most, &mut |_| true)
+    }
+
+    fn open_told(
+        &self,
+        gpu: usize,
+        precision: Precision,
+        most: usize,
+        told: &mut dyn FnMut(&str) -> bool,
+    ) -> anyhow::Result<TensorrtTower> {
         let place = Place::of(&Libraries::find(&self.home()), &Gpu::open(gpu).unwrap()).unwrap();
         let model = self.model();
         let file = model.file(&model.card.image.file);
-        TensorrtTower::open(&model, &file, precision, most, &place, &mut |_| true)
+        TensorrtTower::open(&model, &file, precision, most, &place, told)
     }
 
     fn open(&self, precision: Precision, most: usize) -> TensorrtTower {
@@ -298,11 +308,8 @@ fn a_build_that_fails_or_is_stopped_says_so() {
         return;
     }
     let site = Site::new();
-    let place = Place::of(&Libraries::find(&site.home()), &Gpu::open(0).unwrap()).unwrap();
-    let model = site.model();
-    let file = model.file(&model.card.image.file);
     let mut told = Vec::new();
-    let stopped = TensorrtTower::open(&model, &file, Precision::Fp16, 4, &place, &mut |text| {
+    let stopped = site.open_told(0, Precision::Fp16, 4, &mut |text| {
         told.push(text.to_owned());
         false
     });
@@ -320,11 +327,8 @@ fn a_build_is_stopped_half_way() {
         return;
     }
     let site = Site::new();
-    let place = Place::of(&Libraries::find(&site.home()), &Gpu::open(0).unwrap()).unwrap();
-    let model = site.model();
-    let file = model.file(&model.card.image.file);
     let mut told = Vec::new();
-    let stopped = TensorrtTower::open(&model, &file, Precision::Fp16, 4, &place, &mut |text| {
+    let stopped = site.open_told(0, Precision::Fp16, 4, &mut |text| {
         told.push(text.to_owned());
         told.len() < 3
     });

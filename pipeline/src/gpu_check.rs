@@ -4,13 +4,12 @@ use std::{path::Path, sync::Arc, time::Instant};
 
 use anyhow::{Context as _, Result};
 use kernels::{
-    gpu::Gpu,
     preprocess::{Recipe, Resize, on_gpu::Float},
     resample::Filter,
 };
 use serde_json::{Value, json};
 use stages::{
-    decode::{Backend, Decode, Settings, nvdec::Nvdec, sample::Sampling},
+    decode::{Decode, Settings, nvdec::Nvdec, sample::Sampling},
     item::{ClipEnd, ClipId, ClipRef, EncodedClip, FrameBatch, FrameInfo},
     lane::{self, Lane},
     load::Load,
@@ -100,7 +99,7 @@ impl Checker {
             bytes: 0,
         };
         let lane = Lane::open(ordinal, home, &wanted)?;
-        let nvdec = Nvdec::open(&Gpu::open(ordinal)?, 1).context("NVDEC")?;
+        let nvdec = Nvdec::open(lane.gpu(), 1).context("NVDEC")?;
         Ok(Self { lane, nvdec })
     }
 
@@ -120,8 +119,7 @@ impl Checker {
         let mut loaded: Kept<EncodedClip> = Kept(Vec::new());
         Load::open().process(Arc::new(clip), &mut loaded)?;
         let clip = loaded.0.first().context("the file was not read")?;
-        let usual = Settings { backend: Backend::Auto, ..Settings::new(Sampling::All, RECIPE) };
-        let usual = Settings { threads: 1, batch_frames: BATCH, ..usual };
+        let usual = Settings { threads: 1, batch_frames: BATCH, ..Settings::new(Sampling::All, RECIPE) };
         let on_cpu = self.decode(clip, usual.clone())?;
         let (lane, nvdec) = (Some(self.lane.clone()), Some(self.nvdec.clone()));
         let on_gpu = self.decode(clip, Settings { lane, nvdec, ..usual })?;

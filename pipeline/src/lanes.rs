@@ -3,11 +3,14 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use kernels::{gpu::Gpu, preprocess::on_gpu::Float};
+use kernels::{
+    gpu::Gpu,
+    preprocess::{Recipe, on_gpu::Float},
+};
 use stages::{
     decode::{nvdec::Nvdec, route::Router},
     encode::{
-        network::{Libraries, Precision},
+        network::Libraries,
         tensorrt::{Place, TensorrtTower},
     },
     lane::{self, Lane},
@@ -69,8 +72,9 @@ impl Plan<'_> {
         // The engines' memory first: what is left is for batches.
         let engines: Vec<TensorrtTower> =
             (0..devices.len()).map(|i| self.engine(embeds(i), told)).collect::<Result<_>>()?;
+        let float = engines.first().map_or(Float::Single, TensorrtTower::float);
         for (i, device) in devices.iter().enumerate() {
-            let lane = self.lane(*device, n).context("gpu.devices")?;
+            let lane = self.lane(*device, n, float).context("gpu.devices")?;
             let nvdec = self.nvdec(Some(&lane), n, told).context("decode.backend")?;
             all.push(Opened { lane: Some(lane), nvdec, encode_device: embeds(i) });
         }
@@ -79,7 +83,7 @@ impl Plan<'_> {
         let with_nvdec = all.iter().any(|lane| lane.nvdec.is_some());
         let decode_workers = match devices.is_empty() {
             true => self.workers(n, with_nvdec),
-            false => self.fitting_workers(n, with_nvdec),
+            false => self.fitting_workers(n, with_nvdec, float),
         };
         Ok(Lanes { all, decode_workers })
     }
@@ -118,17 +122,16 @@ impl Plan<'_> {
             .with_context(|| format!("GPU {device}: encode.batch is {batch}"))
     }
 
-    fn lane(&self, device: usize, n_lanes: usize) -> Result<Lane> {
+    fn lane(&self, device: usize, n_lanes: usize, float: Float) -> Result<Lane> {
         let recipe = self.model.recipe();
-        let decoders = self.fitting_workers(n_lanes, self.config.decode.nvdec != Wish::Never);
-        Lane::open(device, self.home, &lane::Wanted { decoders, ..self.wanted(&recipe) })
+        let decoders = self.fitting_workers(n_lanes, self.config.decode.nvdec != Wish::Never, float);
+        Lane::open(device, self.home, &lane::Wanted { decoders, ..self.wanted(&recipe, float) })
     }
 
-    fn wanted<'r>(&self, recipe: &'r kernels::preprocess::Recipe) -> lane::Wanted<'r> {
-        let is_half = self.chosen.engine.precision == Precision::Fp16;
+    fn wanted<'r>(&self, recipe: &'r Recipe, float: Float) -> lane::Wanted<'r> {
         lane::Wanted {
             recipe,
-            float: if is_half { Float::Half } else { Float::Single },
+            float,
             batch: self.chosen.batch,
             decoders: 1,
             encoders: self.chosen.workers,
@@ -144,12 +147,12 @@ impl Plan<'_> {
     }
 
     /// The same, or as many as `gpu.memory_mib` has room for where their number is open.
-    fn fitting_workers(&self, n_lanes: usize, with_nvdec: bool) -> usize {
+    fn fitting_workers(&self, n_lanes: usize, with_nvdec: bool, float: Float) -> usize {
         let workers = self.workers(n_lanes, with_nvdec);
         if self.config.gpu.memory_bytes == 0 || !self.config.decode.is_workers_open {
             return workers;
         }
-        workers.min(self.wanted(&self.model.recipe()).fitting_decoders()).max(1)
+        workers.min(self.wanted(&self.model.recipe(), float).fitting_decoders()).max(1)
     }
 
     /// NVDEC for a lane, where the settings want it and it is there.

@@ -1,7 +1,10 @@
 //! What there is for work on a GPU. None of it is needed: without, everything runs on the CPU.
 
-use kernels::{ffi::nvrtc::Nvrtc, gpu::Gpu};
-use stages::{decode::nvdec::Nvdec, encode::tensorrt, lane::nvrtc_folders, model::Home};
+use kernels::{
+    ffi::{nvrtc::Nvrtc, tensorrt::TensorRt},
+    gpu::Gpu,
+};
+use stages::{decode::nvdec::Nvdec, encode::network::Libraries, lane::nvrtc_folders, model::Home};
 
 use super::State;
 
@@ -28,7 +31,7 @@ pub(super) fn examine(home: &Home, add: &mut dyn FnMut(State, &str, String)) {
 }
 
 fn tensorrt(home: &Home) -> Result<String, String> {
-    let found = tensorrt::find(home).map_err(|e| e.to_string())?;
+    let found = TensorRt::find(&Libraries::find(home).tensorrt).map_err(|e| e.to_string())?;
     let (headers, other) = found.shim();
     let shim = other.map_or_else(
         || format!("by the headers of {headers}"),

@@ -106,16 +106,14 @@ pub fn choose(
             bail!("no engine here computes in the wanted precision; here are: {}", here.join(", "));
         }
     };
-    let settled = (engines.as_slice(), wanted.batch, wanted.workers, wanted.threads);
-    // A GPU's engine has one session and no threads that would have to be measured.
-    let settled = match settled {
-        (&[engine], batch, workers, threads) if engine.is_on_gpu() => {
-            let or_one = |n: Option<usize>| n.or(Some(1));
-            (settled.0, batch, or_one(workers), or_one(threads))
-        }
-        settled => settled,
+    // A GPU's engine has one session, with two batches under way, and no threads that would have to be measured.
+    let settled = |engine: Engine| {
+        let one = engine.is_on_gpu().then_some(1);
+        (wanted.workers.or(one), wanted.threads.or(one))
     };
-    if let (&[engine], Some(batch), Some(workers), Some(threads)) = settled {
+    if let (&[engine], Some(batch)) = (engines.as_slice(), wanted.batch)
+        && let (Some(workers), Some(threads)) = settled(engine)
+    {
         return Ok(Chosen { engine, batch, workers, threads });
     }
     let mut measured = Measured::open(model, home, &libraries, program)?;
@@ -127,12 +125,7 @@ pub fn choose(
     let rates =
         measured.row(engine).and_then(|row| row.found.as_ref().ok()).and_then(|found| found.best(engine));
     let batch = wanted.batch.or(rates.map(|rate| rate.batch)).unwrap_or(4);
-    if engine.is_on_gpu() {
-        // One session has two batches under way, which fills a device.
-        let (workers, threads) = (wanted.workers.unwrap_or(1), wanted.threads.unwrap_or(1));
-        return Ok(Chosen { engine, batch, workers, threads });
-    }
-    let (workers, threads) = match (wanted.workers, wanted.threads) {
+    let (workers, threads) = match settled(engine) {
         (Some(workers), Some(threads)) => (workers, threads),
         (Some(workers), None) => (workers, (cores / workers).max(1)),
         (None, Some(threads)) => ((cores / threads).max(1), threads),
@@ -155,7 +148,7 @@ pub fn choose(
 /// Images a second of all cores, or of a GPU.
 fn of_machine(engine: Engine, rate: Rate) -> f64 {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    if engine.is_on_gpu() { rate.per_wall_s } else { rate.per_cpu_s * cores as f64 }
+    if engine.is_on_gpu() { rate.of(engine) } else { rate.of(engine) * cores as f64 }
 }
 
 /// The fastest of those that are near enough to fp32.

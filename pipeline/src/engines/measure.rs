@@ -11,7 +11,7 @@ use stages::{
     encode::{
         image::ImageTower,
         joint::{JointSpace, normalize},
-        network::{Libraries, Opening},
+        network::{Engine, Libraries, Opening},
     },
     model::Model,
 };
@@ -31,6 +31,14 @@ pub struct Rate {
     pub per_cpu_s: f64,
     /// By the clock, all sessions together.
     pub per_wall_s: f64,
+}
+
+impl Rate {
+    /// What engines of its kind are held against one another by: on a CPU its own time, which other work does not
+    /// change; a GPU's is its own.
+    pub fn of(&self, engine: Engine) -> f64 {
+        if engine.is_on_gpu() { self.per_wall_s } else { self.per_cpu_s }
+    }
 }
 
 /// What a process that measures prints.

@@ -93,12 +93,10 @@ pub struct Layout {
 }
 
 impl Found {
-    /// The smallest batch that does nearly as well as the best one: less to wait for, less memory. On a CPU by
-    /// its own time, which other work does not change; a GPU's is its own.
+    /// The smallest batch that does nearly as well as the best one: less to wait for, less memory.
     pub fn best(&self, engine: Engine) -> Option<Rate> {
-        let rate = |r: &Rate| if engine.is_on_gpu() { r.per_wall_s } else { r.per_cpu_s };
-        let most = self.rates.iter().map(rate).fold(0.0, f64::max);
-        self.rates.iter().copied().find(|r| rate(r) >= 0.97 * most)
+        let most = self.rates.iter().map(|r| r.of(engine)).fold(0.0, f64::max);
+        self.rates.iter().copied().find(|r| r.of(engine) >= 0.97 * most)
     }
 }
 
@@ -141,7 +139,7 @@ impl<'a> Measured<'a> {
 
     /// What is known of an engine; of a GPU's, on that GPU.
     pub fn row(&self, engine: Engine) -> Option<&Row> {
-        let device = if engine.is_on_gpu() { device(self.libraries) } else { None };
+        let device = device(engine, self.libraries);
         self.table.rows.iter().find(|row| row.engine == engine && row.device == device)
     }
 
@@ -180,7 +178,7 @@ impl<'a> Measured<'a> {
                 Ok(Found { rates, mean_cosine, least_cosine, peak_mib })
             });
             let found = found.map_err(|e| format!("{e:#}"));
-            let device = if engine.is_on_gpu() { device(self.libraries) } else { None };
+            let device = device(*engine, self.libraries);
             let row = Row { engine: *engine, device, found, unix: unix_now(), layouts: Vec::new() };
             told(&line(&row));
             self.table.rows.push(row);
@@ -340,8 +338,11 @@ impl<'a> Measured<'a> {
     }
 }
 
-/// The GPU of engines for one, with what runs them there.
-fn device(libraries: &Libraries) -> Option<String> {
+/// The GPU of an engine for one, with what runs it there.
+fn device(engine: Engine, libraries: &Libraries) -> Option<String> {
+    if !engine.is_on_gpu() {
+        return None;
+    }
     let gpu = Gpu::open(libraries.device).ok()?;
     let ((major, minor), version) = (gpu.capability().ok()?, network::tensorrt_version(libraries).ok()?);
     Some(format!("{} of capability {major}.{minor}, {version}", gpu.name().ok()?))
@@ -374,10 +375,8 @@ pub fn line(row: &Row) -> String {
     match &row.found {
         Err(reason) => format!("{engine:<14} {}", reason.replace('\n', "; ")),
         Ok(found) => {
-            let best = found.best(row.engine);
-            let rate = best.map_or(0.0, |r| if row.engine.is_on_gpu() { r.per_wall_s } else { r.per_cpu_s });
-            let (batch, clock) =
-                (best.map_or(0, |r| r.batch), if row.engine.is_on_gpu() { "" } else { "CPU " });
+            let (batch, rate) = found.best(row.engine).map_or((0, 0.0), |r| (r.batch, r.of(row.engine)));
+            let clock = if row.engine.is_on_gpu() { "" } else { "CPU " };
             format!(
                 "{engine:<14} {rate:>7.1} images a {clock}second in batches of {batch:>2}; cosine to fp32 {:.5} in the mean, {:.5} at least",
                 found.mean_cosine, found.least_cosine

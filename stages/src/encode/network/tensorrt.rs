@@ -17,7 +17,7 @@ pub(super) struct TensorrtNetwork {
 }
 
 impl TensorrtNetwork {
-    /// On the first GPU. Builds the engine if there is none, which takes minutes and is told in the log.
+    /// On the GPU that `libraries` names. Builds the engine if there is none, which takes minutes and is told in the log.
     pub(super) fn open(file: &Path, opening: Opening, libraries: &Libraries) -> Result<Self> {
         let place = Place::of(libraries, &Gpu::open(libraries.device)?)?;
         let wanted = Wanted::new(file, opening.engine.precision, USUAL_BATCH);

@@ -48,11 +48,6 @@ impl Place {
     }
 }
 
-/// The TensorRT of this machine: in `tensorrt` of the data folder, else where the system has it.
-pub fn find(home: &Home) -> Result<TensorRt> {
-    TensorRt::find(&[home.folder().join("tensorrt")]).map_err(anyhow::Error::from)
-}
-
 /// Folder of the engines.
 pub fn engines(home: &Home) -> PathBuf {
     home.folder().join("engines-tensorrt")
@@ -66,7 +61,8 @@ pub struct TensorrtTower {
 
 impl TensorrtTower {
     /// Opens a form of a model's tower (`super::quantized::image_file`), whose engine is built if there is
-    /// none: `told` hears how far it is, and gives false to stop. Batches have up to `batch` pictures; each is computed as if it had so many.
+    /// none: `told` hears how far it is, and gives false to stop. Batches have up to `batch` pictures; each is
+    /// computed as if it had so many.
     pub fn open(
         model: &Model,
         file: &Path,
